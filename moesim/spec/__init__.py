@@ -1,0 +1,1 @@
+"""Frozen nouns read from files: hardware, model, traffic, routing, deployment, targets, scenario."""

@@ -1,0 +1,212 @@
+"""Hardware nouns: device, node, cluster. Facts only; efficiencies are fitted and live in ``validation/``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from moesim.spec.base import Source, Spec
+from moesim.units import Bytes, Flops, Hertz, LinkRate, MemoryRate, Seconds, Usd, UsdPerHour, Watts
+
+__all__ = [
+    "ClusterSpec",
+    "Compute",
+    "DeviceSpec",
+    "Dtype",
+    "Fabric",
+    "Host",
+    "Link",
+    "MemoryTier",
+    "Network",
+    "NodeSpec",
+    "Power",
+    "Price",
+]
+
+Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp6", "fp4", "int4"]
+"""Arithmetic types a peak can be stated for."""
+
+
+class Compute(Spec):
+    """What a device can calculate."""
+
+    units: PositiveInt
+    """Streaming multiprocessors, compute units, PCUs, cores: the blocks that share the work."""
+    unit_name: str = "SM"
+    """What the vendor calls a unit."""
+    clock: Hertz | None = None
+    """Boost clock."""
+    peaks: dict[Dtype, Flops]
+    """Dense matrix rate per data type. A type that is absent is not supported; none is guessed from another's."""
+    vector: dict[Dtype, Flops] = {}
+    """Rate outside the matrix units, where the vendor states one."""
+
+
+class MemoryTier(Spec):
+    """One level of memory of a device or host."""
+
+    kind: Literal["sram", "hbm", "gddr", "lpddr", "ddr", "nvme", "flash", "sata", "hdd", "sd"]
+    """Technology."""
+    capacity: Bytes
+    """Usable bytes."""
+    bandwidth: MemoryRate
+    """Read bandwidth."""
+    write_bandwidth: MemoryRate | None = None
+    """Write bandwidth where it differs from reading."""
+    latency: Seconds = 0.0
+    """First-byte latency, where known."""
+
+
+class Power(Spec):
+    """Electrical power of a device or host."""
+
+    idle: Watts
+    """Power with clocks up and no work."""
+    peak: Watts
+    """Board or thermal design power."""
+
+
+class Price(Spec):
+    """What it costs, where public."""
+
+    purchase: Usd | None = None
+    """Street or list price."""
+    rental: UsdPerHour | None = None
+    """On-demand price of one device (or node) per hour."""
+    as_of: str = ""
+    """When the price was seen."""
+
+
+class DeviceSpec(Spec):
+    """One accelerator, socket or edge SoC."""
+
+    kind: Literal["device"]
+    name: str
+    vendor: str
+    family: Literal["gpu", "rdu", "tpu", "cpu", "edge"]
+    architecture: str
+    """Generation, e.g. ``hopper``; fits are shared inside one."""
+    compute: Compute
+    memory: dict[str, MemoryTier]
+    """Tiers by name, fastest first, e.g. ``l2``, ``hbm``, ``ddr``."""
+    main_memory: str
+    """The tier that holds weights and KV cache."""
+    launch_latency: Seconds
+    """Time to start one kernel from the host when the queue is not empty."""
+    graph_launch_latency: Seconds = 0.0
+    """Time between kernels inside a captured graph (or hardware-orchestrated schedule)."""
+    power: Power | None = None
+    price: Price = Price()
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Every fact above is covered by one of these."""
+
+    @model_validator(mode="after")
+    def _main_memory_exists(self) -> DeviceSpec:
+        if self.main_memory not in self.memory:
+            msg = f"main_memory {self.main_memory!r} is not one of {', '.join(self.memory)}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def main(self) -> MemoryTier:
+        """The tier that holds weights and KV cache."""
+        return self.memory[self.main_memory]
+
+
+class Link(Spec):
+    """How the devices of one node reach each other."""
+
+    kind: Literal["nvlink", "xgmi", "pcie", "ici", "d2d", "onchip", "none"]
+    topology: Literal["switch", "mesh", "pcie_tree", "ring", "torus", "single"]
+    """``switch`` and ``mesh`` carry all pairs at full rate; ``pcie_tree`` shares the root; ``single`` is one device."""
+    bandwidth: LinkRate | None = None
+    """One way, per device."""
+    latency: Seconds = 0.0
+    """One hop, small message."""
+    links_per_device: PositiveInt = 1
+    """Physical links that make up ``bandwidth``."""
+
+
+class Network(Spec):
+    """How a node reaches other nodes."""
+
+    kind: Literal["infiniband", "roce", "ethernet", "nvlink", "ici"]
+    nics: PositiveInt
+    """Adapters per node; with as many as devices, each device has its own rail."""
+    bandwidth: LinkRate
+    """One way, per adapter."""
+    latency: Seconds
+    """Small message, same leaf switch."""
+
+
+class Host(Spec):
+    """The machine around the devices."""
+
+    cpu: str
+    cores: PositiveInt
+    memory: dict[str, MemoryTier]
+    """Host tiers by name, fastest first, e.g. ``ddr``, ``nvme``. Unified-memory boards have none."""
+    link_bandwidth: LinkRate | None = None
+    """Host to device, one way, per link."""
+    links: PositiveInt = 1
+    """Host links per node: one per device on most servers. Papers that assume one say so; set it to compare."""
+    link_kind: Literal["pcie3", "pcie4", "pcie5", "pcie6", "c2c", "unified"] = "pcie5"
+    link_latency: Seconds = 0.0
+    power: Power | None = None
+    """CPU, fans, adapters: the node without its devices."""
+
+
+class NodeSpec(Spec):
+    """One server, tray or board."""
+
+    kind: Literal["node"]
+    name: str
+    device: str
+    """Catalog name or path of the device."""
+    devices: PositiveInt
+    link: Link
+    host: Host
+    network: Network | None = None
+    price: Price = Price()
+    """Of the whole node."""
+    sources: tuple[Source, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _devices_are_joined(self) -> NodeSpec:
+        if self.devices > 1 and self.link.bandwidth is None:
+            raise ValueError("a node of several devices needs link.bandwidth")
+        return self
+
+
+class Fabric(Spec):
+    """How nodes are joined."""
+
+    kind: Literal["single_switch", "fat_tree", "rail_optimised", "nvlink_domain", "torus", "none"]
+    """``rail_optimised``: same-index devices share a leaf, other pairs cross the spine or go over the node's link first."""
+    oversubscription: float = Field(default=1.0, ge=1.0)
+    """Downlink over uplink bandwidth at the leaf; 1 is non-blocking."""
+    leaf_nodes: PositiveInt = 32
+    """Nodes under one leaf (or one rail group)."""
+    spine_latency: Seconds = 0.0
+    """Added latency when a message leaves its leaf."""
+
+
+class ClusterSpec(Spec):
+    """Nodes of one kind over one fabric."""
+
+    kind: Literal["cluster"]
+    name: str
+    node: str
+    """Catalog name or path of the node."""
+    nodes: PositiveInt
+    fabric: Fabric = Fabric(kind="none")
+    sources: tuple[Source, ...] = ()
+    pue: NonNegativeFloat = 1.0
+    """Facility power over IT power."""
+
+    @model_validator(mode="after")
+    def _nodes_are_joined(self) -> ClusterSpec:
+        if self.nodes > 1 and self.fabric.kind == "none":
+            raise ValueError("a cluster of several nodes needs fabric.kind")
+        return self

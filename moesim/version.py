@@ -1,0 +1,3 @@
+"""The version of moesim, stamped on every manifest."""
+
+__version__ = "0.1.0"
