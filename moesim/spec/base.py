@@ -20,7 +20,7 @@ class Spec(BaseModel):
     """Root of all specs: unknown keys refused, values frozen, attribute docstrings are the reference."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
 
