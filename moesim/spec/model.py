@@ -1,4 +1,4 @@
-"""Model: the neural network. Dimensions are facts; parameters, FLOPs and bytes are derived (``spec.parameters``)."""
+"""Model: the neural network. Dimensions are facts; parameters and bytes are derived (``spec.parameters``)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = [
     "GroupedQuery",
     "LayerRun",
     "LinearAttention",
-    "MoeFfn",
     "ModelSpec",
+    "MoeFfn",
     "MultiLatent",
     "NoMixer",
     "Published",
@@ -53,6 +53,13 @@ class GroupedQuery(Spec):
     """Reuses the KV cache of an earlier layer: computes attention, stores nothing."""
     k_equals_v: bool = False
     """Keys and values share one projection."""
+    index_heads: NonNegativeInt = 0
+    """Heads of a block-sparse attention's indexer (MiniMax-M3); 0: dense attention."""
+    index_head_dim: NonNegativeInt = 0
+    index_top_k: NonNegativeInt = 0
+    """Positions kept per query: blocks times block size."""
+    index_shared: bool = False
+    """This layer reuses the positions chosen by an earlier layer's indexer."""
 
 
 class MultiLatent(Spec):
@@ -139,7 +146,7 @@ class MoeFfn(Spec):
     dense_residual: NonNegativeInt = 0
     """Width of a dense FFN in parallel on the same layer (Arctic)."""
     latent: NonNegativeInt = 0
-    """Routed experts work in a narrower space of this width, with one shared projection down and one up; 0: model width."""
+    """Routed experts work at this width, with one shared projection in and one out; 0: model width."""
 
     @model_validator(mode="after")
     def _routable(self) -> MoeFfn:
@@ -173,6 +180,8 @@ class Weights(Spec):
     attention: WeightDtype | None = None
     embedding: WeightDtype = "bf16"
     """Embedding and head."""
+    int4_group: PositiveInt = 128
+    """Values per 16-bit scale of ``int4`` weights."""
     activations: Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"] = "bf16"
     """Type that quantised matrix products run in: ``bf16`` is weight-only quantisation."""
     kv_cache: Literal["bf16", "fp16", "fp8", "int8", "fp4"] = "bf16"
@@ -212,6 +221,8 @@ class ModelSpec(Spec):
     """Attention that every decoder layer has towards the encoder."""
     mtp_layers: NonNegativeInt = 0
     """Multi-token-prediction layers in the checkpoint: extra drafts, not part of the main pass."""
+    mtp_block: tuple[str, str] | None = None
+    """[attention, ffn] of an MTP layer; none: that of the last decoder layer."""
     extra_parameters: NonNegativeInt = 0
     """Weights outside the language model proper (vision tower, projector), counted in totals, not priced."""
     weights: Weights = Weights()
@@ -220,9 +231,11 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _names_exist(self) -> ModelSpec:
-        for attention, ffn in self.blocks("encoder") + self.blocks("decoder"):
+        drafts = [self.mtp_block] if self.mtp_block else []
+        for attention, ffn in self.blocks("encoder") + self.blocks("decoder") + drafts:
             if attention not in self.attentions:
-                raise ValueError(f"layers name the attention {attention!r}, known: {', '.join(self.attentions)}")
+                known = ", ".join(self.attentions)
+                raise ValueError(f"layers name the attention {attention!r}, known: {known}")
             if ffn not in self.ffns:
                 raise ValueError(f"layers name the ffn {ffn!r}, known: {', '.join(self.ffns)}")
         if self.cross_attention and self.cross_attention not in self.attentions:
