@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from moesim.errors import Problem, SpecError
 from moesim.files import Document, Kind, find, nearest, read_yaml
 
-__all__ = ["Source", "Spec", "load_spec", "validate"]
+__all__ = ["Finding", "Source", "Spec", "findings", "load_spec", "validate"]
 
 S = TypeVar("S", bound="Spec")
 
@@ -37,6 +38,20 @@ class Source(Spec):
     """What was derived, assumed or disputed."""
 
 
+class Finding(NamedTuple):
+    """A part of a spec that does not fit another part: ``validate`` reports it at ``key``'s own line."""
+
+    key: tuple[str | int, ...]
+    value: Any
+    expected: str
+
+
+def findings(*found: Finding) -> PydanticCustomError:
+    """Return the error that a model validator raises to report several findings, each at its own key."""
+    text = "; ".join(f"{'.'.join(map(str, f.key))}: {f.expected}" for f in found)
+    return PydanticCustomError("findings", "{text}", {"text": text, "found": found})
+
+
 def validate(cls: type[S], document: Document, prefix: tuple[str | int, ...] = ()) -> S:
     """Validate ``document.data`` (or the part at ``prefix``) as ``cls``.
 
@@ -52,7 +67,13 @@ def validate(cls: type[S], document: Document, prefix: tuple[str | int, ...] = (
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(cls, document, prefix, data, detail) for detail in error.errors(include_url=False)]
+        problems = []
+        for detail in error.errors(include_url=False):
+            if detail["type"] == "findings":
+                at = (*prefix, *detail["loc"])
+                problems += [document.problem((*at, *f.key), f.value, f.expected) for f in detail["ctx"]["found"]]
+            else:
+                problems.append(_problem(cls, document, prefix, data, detail))
         raise SpecError(*sorted(set(problems), key=lambda p: p.line)) from None
 
 

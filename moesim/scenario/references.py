@@ -1,0 +1,186 @@
+"""References: a slot such as ``model: mixtral-8x7b`` becomes the whole entry, with the scenario's overrides laid over it.
+
+A slot holds a name or path, a mapping ``{from: NAME, ...overrides}``, or the whole entry. ``node`` and ``device`` are
+named by the cluster; what a scenario writes there is laid over them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from moesim.errors import Problem, SpecError
+from moesim.files import Kind, catalog_names, find, nearest, read_yaml
+from moesim.scenario.layers import Origin, Value, merge, shown, tree
+
+__all__ = ["SLOTS", "expand", "normalise", "read_layer"]
+
+Slot = Literal["cluster", "node", "device", "model", "traffic", "routing"]
+SLOTS: tuple[Slot, ...] = ("cluster", "node", "device", "model", "traffic", "routing")
+
+_SEVERAL = re.compile(r"(\d+)\s*x\s+(\S+)")
+_FILES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "traffic": (("trace", "path"),),
+    "routing": (("router", "path"), ("router", "tables", "path"), ("model", "path")),
+}
+"""Keys that name a file beside the one they are written in."""
+
+
+def normalise(layer: Value) -> Value:
+    """Write every plain reference in a scenario layer as ``{from: NAME}``, so that overrides can be laid over it."""
+    if not layer.is_mapping:
+        return layer
+    changed = {}
+    for slot in SLOTS:
+        value = layer.data.get(slot)
+        if value is not None and isinstance(value.data, str):
+            changed[slot] = Value({"from": value}, value.origin)
+    return replace(layer, data={**layer.data, **changed})
+
+
+def read_layer(path: Path) -> Value:
+    """Read a YAML file as a layer; messages name it as the user would."""
+    label, where = shown(path)
+    return tree(read_yaml(path, where), label)
+
+
+def expand(root: Value) -> tuple[Value, list[Problem], set[str]]:
+    """Put the entry that each slot names in its place.
+
+    Returns
+    -------
+    root : with no ``from`` left in any slot
+    problems : references that lead nowhere
+    open_slots : slots that could not be filled because of them
+    """
+    slots: dict[str, Value] = {}
+    problems: list[Problem] = []
+    missing: set[str] = set()
+    for slot in SLOTS:
+        value = root.data.get(slot)
+        try:
+            if slot == "node":
+                slots |= _named_by(slots.get("cluster"), "cluster", "node", value)
+            elif slot == "device":
+                slots |= _named_by(slots.get("node"), "node", "device", value)
+            elif value is not None:
+                slots[slot] = _entry(slot, value)
+        except SpecError as error:
+            problems += error.problems
+            missing.add(slot)
+    if "cluster" in missing or "node" in missing:
+        missing |= {"node", "device"}
+    rest = {name: child for name, child in root.data.items() if name not in SLOTS}
+    return replace(root, data={**rest, **slots}), problems, missing
+
+
+def _named_by(owner: Value | None, owner_slot: str, slot: Slot, override: Value | None) -> dict[str, Value]:
+    """Return the entry of ``slot`` that ``owner`` names, under the override, and the owner naming it by its new name."""
+    if override is not None and override.is_mapping and ("from" in override.data or "kind" in override.data):
+        entry = _entry(slot, override)
+        name = override.data.get("from", entry.data.get("name"))
+        renamed = {} if owner is None or name is None else {
+            owner_slot: replace(owner, data={**owner.data, slot: name})}
+        return {slot: entry, **renamed}
+    if owner is None or not owner.is_mapping or slot not in owner.data:
+        return {} if override is None else {slot: override}
+    reference = owner.data[slot]
+    if not isinstance(reference.data, str):
+        return {}
+    entry = _read(slot, reference)
+    return {slot: entry if override is None else merge(entry, override, (slot,))}
+
+
+def _entry(slot: Slot, value: Value) -> Value:
+    if not value.is_mapping or "from" not in value.data:
+        return _beside(slot, value)
+    name = value.data["from"]
+    if not isinstance(name.data, str):
+        raise SpecError(_bad(name.origin, f"{slot}.from", repr(name.data), "expected a name or a path"))
+    entry = _cluster(name) if slot == "cluster" else _read(slot, name)
+    rest = {key: child for key, child in value.data.items() if key != "from"}
+    return merge(entry, _beside(slot, replace(value, data=rest)), (slot,)) if rest else entry
+
+
+def _read(slot: Slot, name: Value) -> Value:
+    path = _find(slot, slot, name)
+    entry = read_layer(path)
+    kind = entry.data.get("kind") if entry.is_mapping else None
+    if kind is None or kind.data != slot:
+        origin = kind.origin if kind is not None else entry.origin
+        raise SpecError(_bad(origin, "kind", repr(kind.data) if kind is not None else "",
+                             f"expected kind: {slot}, as {_place(name.origin)} names it for {slot}"))
+    return _beside(slot, entry)
+
+
+def _cluster(name: Value) -> Value:
+    """Return a cluster file, a node as a cluster of one, or ``4x NODE`` as a cluster of four."""
+    text = name.data.strip()
+    several = _SEVERAL.fullmatch(text)
+    if several is not None:
+        return _of_nodes(int(several.group(1)), replace(name, data=several.group(2)), text)
+    if text.endswith((".yaml", ".yml")):
+        entry = read_layer(_find("cluster", "cluster", name))
+        kind = entry.data.get("kind") if entry.is_mapping else None
+        if kind is not None and kind.data == "node":
+            return _of_nodes(1, name, str(entry.data["name"].data) if "name" in entry.data else text)
+        return _read("cluster", name)
+    if text not in catalog_names("cluster") and text in catalog_names("node"):
+        return _of_nodes(1, name, text)
+    return _read("cluster", name)
+
+
+def _of_nodes(count: int, node: Value, title: str) -> Value:
+    """Return an ad-hoc cluster; several nodes get a non-blocking fat tree, which is an assumption and says so."""
+    _find("node", "cluster", node)
+    origin = node.origin
+    fabric = "fat_tree" if count > 1 else "none"
+    values = {"kind": "cluster", "name": title, "node": node.data, "nodes": count}
+    data = {key: Value(value, origin) for key, value in values.items()}
+    data["fabric"] = Value({"kind": Value(fabric, origin)}, origin)
+    return Value(data, origin)
+
+
+def _find(kind: Kind, slot: str, name: Value) -> Path:
+    text = name.data.strip()
+    if text.endswith((".yaml", ".yml")):
+        try:
+            return find(text, kind, name.origin.path)
+        except SpecError:
+            raise SpecError(_bad(name.origin, slot, repr(text), "no such file")) from None
+    known = catalog_names(kind)
+    if text in known:
+        return find(text, kind)
+    if slot == "cluster":
+        known = (*catalog_names("cluster"), *catalog_names("node"))
+    expected = f"no {slot} of that name in the catalog{nearest(text, known)} (moesim list {slot}s)".replace(
+        "routings", "routing").replace("traffics", "traffic")
+    raise SpecError(_bad(name.origin, slot, repr(text), expected))
+
+
+def _beside(slot: Slot, value: Value) -> Value:
+    """Make paths in ``value`` independent of the folder they were written in."""
+    for key in _FILES.get(slot, ()):
+        value = _absolute(value, key)
+    return value
+
+
+def _absolute(value: Value, key: tuple[str, ...]) -> Value:
+    if not key:
+        path = value.origin.path
+        if not isinstance(value.data, str) or path is None or not (path.parent / value.data).exists():
+            return value
+        return replace(value, data=str((path.parent / value.data).resolve()))
+    if not value.is_mapping or key[0] not in value.data:
+        return value
+    return replace(value, data={**value.data, key[0]: _absolute(value.data[key[0]], key[1:])})
+
+
+def _bad(origin: Origin, field: str, value: str, expected: str) -> Problem:
+    return Problem(origin.where, origin.line, field, value, expected)
+
+
+def _place(origin: Origin) -> str:
+    return f"{origin.where}:{origin.line}" if origin.line else origin.where
