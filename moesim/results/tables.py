@@ -1,13 +1,19 @@
-"""Tables of one run, declared once: column, unit, meaning. Report, docs and parquet schema all read this file."""
+"""Tables of one run, declared once: column, unit, meaning. Report, docs and parquet schema read this file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-__all__ = ["TABLES", "Column", "Result", "Tables"]
+from moesim.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["TABLES", "Column", "Result", "Tables", "conform", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +32,23 @@ _REQUESTS = (
     Column("output_tokens", "int64", "tokens to generate"),
     Column("priority", "int64", "higher goes first where the engine schedules by priority"),
     Column("session", "int64", "conversation, -1 for none"),
-    Column("status", "object", "finished, rejected (does not fit the engine) or in_flight (cut off by the stop rule)"),
-    Column("replica", "int64", "replica that produced the first token (its pool: serve or prefill), -1 if none did"),
+    Column(
+        "status",
+        "object",
+        "finished, rejected (does not fit the engine) or in_flight (cut off by the stop rule)",
+    ),
+    Column(
+        "replica",
+        "int64",
+        "replica that produced the first token (its pool: serve or prefill), -1 if none did",
+    ),
     Column("decode_replica", "int64", "replica that decoded, -1 if the pool is not split"),
     Column("cached_tokens", "int64", "prompt tokens found in the prefix cache at first admission"),
     Column("scheduled_s", "float64", "start of the first step that worked on the request, NaN if none"),
     Column("first_token_s", "float64", "end of the step that produced the first token, NaN if none"),
-    Column("kv_transfer_s", "float64", "seconds from leaving prefill to being ready to decode, 0 if not split"),
+    Column(
+        "kv_transfer_s", "float64", "seconds from leaving prefill to being ready to decode, 0 if not split"
+    ),
     Column("finish_s", "float64", "end of the step that produced the last token, NaN if unfinished"),
     Column("generated_tokens", "int64", "tokens produced by the end of the run"),
     Column("preemptions", "int64", "times the request lost its KV blocks"),
@@ -97,6 +113,42 @@ TABLES: dict[str, tuple[Column, ...]] = {
 }
 
 
+def conform(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return ``frame`` with exactly the declared columns of table ``name``, in order and with their dtypes.
+
+    Raises
+    ------
+    SpecError : a column is missing, unknown, or holds values that its dtype cannot represent
+    """
+    declared = {column.name: column for column in TABLES[name]}
+    missing = [c for c in declared if c not in frame.columns]
+    unknown = [str(c) for c in frame.columns if c not in declared]
+    if missing or unknown:
+        raise SpecError(
+            *(f"table {name}  {c}: expected a column, it is missing" for c in missing),
+            *(f"table {name}  {c}: unknown column" for c in unknown),
+        )
+    columns: dict[str, pd.Series[Any]] = {}
+    for column in TABLES[name]:
+        values = frame[column.name].reset_index(drop=True)
+        if column.dtype == "object" and not all(isinstance(v, str) for v in values):
+            raise SpecError(f"table {name}  {column.name}: expected text in every row")
+        if column.dtype == "int64" and values.dtype.kind == "f" and not np.all(np.mod(values, 1) == 0):
+            raise SpecError(f"table {name}  {column.name}: expected whole numbers")
+        try:
+            columns[column.name] = values.astype(np.dtype(column.dtype))
+        except (TypeError, ValueError):
+            raise SpecError(
+                f"table {name}  {column.name}: expected {column.dtype}, found {values.dtype}"
+            ) from None
+    return pd.DataFrame(columns)
+
+
+def rows(frame: pd.DataFrame) -> Iterator[Any]:
+    """Iterate over rows as named tuples, one attribute per column (the stubs do not know their types)."""
+    return iter(frame.itertuples())
+
+
 def _empty(name: str) -> pd.DataFrame:
     return pd.DataFrame({c.name: pd.Series(dtype=c.dtype) for c in TABLES[name]})
 
@@ -119,10 +171,14 @@ class Result:
 
     Attributes
     ----------
-    manifest : JSON-ready. Keys: ``scenario`` (resolved, self-contained), ``origins`` (dotted path -> file:line or
-        option), ``version``, ``seed``, ``events`` (simpy events), ``steps``, ``wall_s``, ``simulated_s`` (end of the
-        run), ``arrived``, ``devices`` (in all pools), ``pricing_notes``, ``memory`` (per pool), ``laws`` (name ->
-        "holds" | "not checked"), ``started`` is absent: equal inputs give equal bytes except ``wall_s``
+    manifest : JSON-ready. Keys: ``scenario`` (resolved, self-contained), ``origins`` (dotted path ->
+        file:line or option), ``version``, ``seed``, ``events`` (simpy events), ``steps``, ``wall_s``,
+        ``simulated_s`` (end of the run), ``arrived``, ``devices`` (in all pools), ``pricing_notes``,
+        ``memory`` (per pool), ``laws`` (name -> "holds" | "not checked"), ``started`` is absent: equal inputs
+        give equal bytes except ``wall_s``. Optional keys: ``prices`` (see ``metrics.prices``), ``outside_s``
+        (seconds requests spent outside every pool, KV transfers included; absent: the sum of
+        ``kv_transfer_s``), ``lost_tokens`` (tokens generated and thrown away by replica failures; absent: not
+        known), ``command`` (the exact command line, as a list of words)
     tables : see ``TABLES``
     """
 
