@@ -79,5 +79,6 @@ def _linear(d: int, a: LinearAttention) -> int:
         return total + gate + values
     # KDA: decay per key channel through a low-rank pair, write strength per head, the gate low-rank as well
     low_rank = d * a.head_dim + a.head_dim * values if a.gate else 0
+    low_rank = gate if a.full_rank_gate else low_rank
     decay = d * a.head_dim + a.head_dim * keys + keys + a.heads
     return total + low_rank + decay + d * a.heads + a.head_dim

@@ -102,6 +102,8 @@ class LinearAttention(Spec):
     conv_kernel: NonNegativeInt = 0
     """Width of the causal convolution, 0 for none."""
     gate: bool = True
+    full_rank_gate: bool = False
+    """KDA: the output gate is one full matrix, not a low-rank pair (Kimi-K3)."""
 
 
 class NoMixer(Spec):
