@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
@@ -22,6 +22,7 @@ __all__ = [
     "NodeSpec",
     "Power",
     "Price",
+    "unsourced",
 ]
 
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp6", "fp4", "int4"]
@@ -38,7 +39,7 @@ class Compute(Spec):
     clock: Hertz | None = None
     """Boost clock."""
     peaks: dict[Dtype, Flops]
-    """Dense matrix rate per data type. A type that is absent is not supported; none is guessed from another's."""
+    """Dense matrix rate per data type. An absent type is not supported; none is guessed from another's."""
     vector: dict[Dtype, Flops] = {}
     """Rate outside the matrix units, where the vendor states one."""
 
@@ -117,9 +118,10 @@ class DeviceSpec(Spec):
 class Link(Spec):
     """How the devices of one node reach each other."""
 
-    kind: Literal["nvlink", "xgmi", "pcie", "ici", "d2d", "onchip", "none"]
+    kind: Literal["nvlink", "xgmi", "upi", "pcie", "ici", "d2d", "onchip", "none"]
     topology: Literal["switch", "mesh", "pcie_tree", "ring", "torus", "single"]
-    """``switch`` and ``mesh`` carry all pairs at full rate; ``pcie_tree`` shares the root; ``single`` is one device."""
+    """``switch`` carries any pair at the full rate; a ``mesh`` gives each pair its own share of the links, so only
+    traffic to all peers at once reaches ``bandwidth``; ``pcie_tree`` shares the root; ``single`` is one device."""
     bandwidth: LinkRate | None = None
     """One way, per device."""
     latency: Seconds = 0.0
@@ -150,7 +152,7 @@ class Host(Spec):
     link_bandwidth: LinkRate | None = None
     """Host to device, one way, per link."""
     links: PositiveInt = 1
-    """Host links per node: one per device on most servers. Papers that assume one say so; set it to compare."""
+    """Host links per node: one per device on most servers. Papers that assume one say so: set it to compare."""
     link_kind: Literal["pcie3", "pcie4", "pcie5", "pcie6", "c2c", "unified"] = "pcie5"
     link_latency: Seconds = 0.0
     power: Power | None = None
@@ -183,7 +185,7 @@ class Fabric(Spec):
     """How nodes are joined."""
 
     kind: Literal["single_switch", "fat_tree", "rail_optimised", "nvlink_domain", "torus", "none"]
-    """``rail_optimised``: same-index devices share a leaf, other pairs cross the spine or go over the node's link first."""
+    """``rail_optimised``: same-index devices share a leaf, other pairs cross the spine or use the node's link first."""
     oversubscription: float = Field(default=1.0, ge=1.0)
     """Downlink over uplink bandwidth at the leaf; 1 is non-blocking."""
     leaf_nodes: PositiveInt = 32
@@ -210,3 +212,35 @@ class ClusterSpec(Spec):
         if self.nodes > 1 and self.fabric.kind == "none":
             raise ValueError("a cluster of several nodes needs fabric.kind")
         return self
+
+
+def unsourced(spec: DeviceSpec | NodeSpec | ClusterSpec) -> tuple[str, ...]:
+    """Return the dotted paths of the numbers that a file states and no source covers (DESIGN §1.5).
+
+    A source covers a number when one of its ``fields`` equals the number's path, or is a whole-step prefix of
+    it (``memory.hbm`` covers ``memory.hbm.capacity``, not ``memory.hbm2.capacity``); ``*`` covers all. Defaults
+    that the file leaves alone are not facts of the file and are not asked for.
+
+    Parameters
+    ----------
+    spec : a loaded device, node or cluster
+
+    Returns
+    -------
+    tuple of str : uncovered paths in file order, empty when every number has a source
+    """
+    covered = {tuple(field.split(".")) for source in spec.sources for field in source.fields if field != "*"}
+    if any("*" in source.fields for source in spec.sources):
+        return ()
+    stated = spec.model_dump(exclude_unset=True, exclude={"sources"})
+    return tuple(
+        ".".join(path)
+        for path in _numbers(stated, ())
+        if not any(path[:end] in covered for end in range(1, len(path) + 1))
+    )
+
+
+def _numbers(value: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    if isinstance(value, dict):
+        return [found for key, child in value.items() for found in _numbers(child, (*path, str(key)))]
+    return [path] if isinstance(value, int | float) and not isinstance(value, bool) else []
