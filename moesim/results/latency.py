@@ -68,7 +68,7 @@ def tpot_s(requests: pd.DataFrame) -> FloatArray:
 
 
 def pooled_tpot_s(requests: pd.DataFrame) -> float | None:
-    """Pooled time per output token in seconds: decode time over ``output_tokens - 1``, each summed over requests.
+    """Pooled time per output token in seconds: decode time over ``output_tokens - 1``, each summed first.
 
     A token weighs as much as any other, so this is the mean gap between tokens of the finished requests. None
     when no finished request has two tokens.

@@ -213,14 +213,16 @@ def percentiles_in_order(result: Result) -> None:
     requests, itl = result.tables.requests, result.tables.itl
     if (itl["tokens"] < 0).any() or (itl["low_s"] < 0).any() or (itl["high_s"] < itl["low_s"]).any():
         _broken(result, "percentiles_in_order", "a bin of gaps has a negative count, time or width")
-    spreads = {
-        name: spread(of(requests))
-        for name, of in {"ttft": ttft_s, "tpot": tpot_s, "e2e": e2e_s, "queue": queue_s}.items()
-    }
-    for name, found in {**spreads, "itl": histogram_spread(itl)}.items():
-        ranks = [v for v in (found[f"p{p}"] for p in PERCENTILES) if v is not None]
-        if any(b < a * (1 - 1e-12) for a, b in itertools.pairwise(ranks)) or any(v < 0 for v in ranks):
-            _broken(result, "percentiles_in_order", f"{name}: {found}")
+    times = {"ttft": ttft_s, "tpot": tpot_s, "e2e": e2e_s, "queue": queue_s}
+    values = {name: of(requests) for name, of in times.items()}
+    for name, found in values.items():
+        if (found < 0).any():
+            _broken(result, "percentiles_in_order", f"{name}: a request took {found[found < 0][0]!r} s")
+    spreads = {name: spread(found) for name, found in values.items()} | {"itl": histogram_spread(itl)}
+    for name, summed in spreads.items():
+        ranks = [v for v in (summed[f"p{p}"] for p in PERCENTILES) if v is not None]
+        if any(b < a * (1 - 1e-12) for a, b in itertools.pairwise(ranks)):
+            _broken(result, "percentiles_in_order", f"{name}: {summed}")
 
 
 def preemptions_agree(result: Result) -> None:

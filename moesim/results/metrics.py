@@ -86,7 +86,7 @@ DEFINITIONS = {
 
 
 def window_s(requests: pd.DataFrame) -> tuple[float, float] | None:
-    """Return (first measured arrival, last measured finish) in seconds; None when no measured request finished."""
+    """Return (first measured arrival, last measured finish) in seconds; None when none finished."""
     measured = requests.loc[requests["measured"]]
     finishes = measured["finish_s"].dropna()
     return (float(measured["arrival_s"].min()), float(finishes.max())) if len(finishes) else None
@@ -116,7 +116,7 @@ def throughput(result: Result) -> dict[str, float | None]:
 
 
 def goodput(result: Result) -> dict[str, float | int | None] | None:
-    """Share and rate of requests that met every target (see ``DEFINITIONS``); None when the run has no targets."""
+    """Share and rate of requests that met every target (see ``DEFINITIONS``); None without targets."""
     counted = good_requests(result)
     if counted is None:
         return None
@@ -153,7 +153,7 @@ def prices(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
     Read from the resolved scenario: rental of one device per hour from ``economics.rental``, else
     ``device.price.rental``, else ``node.price.rental`` over the node's devices; ``electricity``, ``pue`` and
-    ``carbon_g_per_kwh`` from ``economics``. Keys of ``manifest["prices"]`` replace them; there ``rental_usd_per_h``
+    ``carbon_g_per_kwh`` from ``economics``. Keys of ``manifest["prices"]`` replace them; ``rental_usd_per_h``
     may be a mapping from pool to price, for pools on different hardware.
     """
     scenario = manifest["scenario"]
@@ -185,9 +185,8 @@ def cost(result: Result) -> dict[str, float | None]:
     deployment = result.manifest["scenario"].get("deployment") or {}
     span = replicas["alive_s"] if deployment.get("autoscaling") else float(result.manifest["simulated_s"])
     hours = (replicas["devices"] * span / 3600.0).groupby(replicas["pool"]).sum()
-    rates = {
-        p: known["rental_usd_per_h"].get(p, known["rental_default_usd_per_h"]) for p in map(str, hours.index)
-    }
+    rental = known["rental_usd_per_h"]
+    rates = {pool: rental.get(pool) if isinstance(rental, dict) else rental for pool in map(str, hours.index)}
     priced = bool(rates) and None not in rates.values()
     usd = float(sum(hours[pool] * rate for pool, rate in rates.items())) if priced else None
     joules = energy(result)["total_J"]
