@@ -1,0 +1,158 @@
+"""Prefixes: block ids of shared prompts and of conversations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+
+from moesim.spec.traffic import QuantileGap
+from moesim.traffic.arrivals import arrival_times
+from moesim.traffic.lengths import clip_lengths, draw_lengths, quantile
+from moesim.traffic.requests import dense
+from moesim.traffic.streams import stream
+
+if TYPE_CHECKING:
+    from moesim.spec.traffic import LogNormalGap, Sessions, SharedPrefix, TrafficSpec
+
+__all__ = ["Conversations", "draw_sessions", "shared_blocks", "shared_groups"]
+
+Floats = npt.NDArray[np.float64]
+Longs = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversations:
+    """The requests of many sessions in order of arrival.
+
+    Attributes
+    ----------
+    arrival_s, input_tokens, output_tokens, session : [n]
+    block_offset : [n + 1]
+    block_hash : [total] ids by first appearance
+    """
+
+    arrival_s: Floats
+    input_tokens: Longs
+    output_tokens: Longs
+    session: Longs
+    block_offset: Longs
+    block_hash: Ints
+
+
+def shared_groups(prefix: SharedPrefix, n: int, seed: int) -> Longs:
+    """Draw the prefix group of each request [n], -1 for none. Stream ``prefix.group`` is used."""
+    weights = np.arange(1, prefix.groups + 1, dtype=np.float64) ** -prefix.zipf
+    cumulative = np.cumsum(weights)
+    draws = stream(seed, "prefix.group").random((n, 2))
+    group = np.searchsorted(cumulative, draws[:, 0] * cumulative[-1], side="right")
+    return np.where(draws[:, 1] < prefix.share, np.minimum(group, prefix.groups - 1), -1)
+
+
+def shared_blocks(prefix: SharedPrefix, group: Longs, inputs: Longs) -> tuple[Longs, Ints]:
+    """Return (block_offset [n + 1], block_hash [total]): whole blocks inside the prefix are shared."""
+    size = prefix.block_tokens
+    shared = np.where(group >= 0, np.minimum(prefix.tokens, inputs) // size, 0)
+    offset, owner, place = _flat(-(-inputs // size))
+    width = prefix.tokens // size  # keys below groups * width are the groups' blocks, above are nobody else's
+    own = prefix.groups * width + np.arange(len(owner))
+    keys = np.where(place < shared[owner], group[owner] * width + place, own)
+    return offset, dense(keys)
+
+
+def draw_sessions(traffic: TrafficSpec, prefix: Sessions, n: int, seed: int) -> Conversations:
+    """Draw the first ``n`` requests, in order of arrival, of sessions that start by ``traffic.arrivals``.
+
+    The system is empty at time 0, so the first turns' share falls until conversations have built up.
+    """
+    sessions = 64 + int(1.3 * n / prefix.mean_turns)
+    while True:
+        start = arrival_times(traffic.arrivals, sessions, seed, squeeze=prefix.mean_turns)
+        turns = _turns(prefix, sessions, seed)
+        first = np.concatenate([[0], np.cumsum(turns)])
+        session = np.repeat(np.arange(sessions), turns)
+        turn = np.arange(first[-1]) - first[session]
+        when = _times(prefix, start, turn, first, seed)
+        # only times before the last start are final: later sessions cannot come in between
+        if np.count_nonzero(when < start[-1]) >= n:
+            break
+        sessions *= 2
+    inputs, outputs, kept = _contents(traffic, prefix, turn, seed)
+    order = np.argsort(when, kind="stable")[:n]
+    offset, keys = _session_keys(prefix, inputs, kept, order)
+    return Conversations(
+        when[order], inputs[order], outputs[order], _relabel(session[order]), offset, dense(keys)
+    )
+
+
+def _turns(prefix: Sessions, sessions: int, seed: int) -> Longs:
+    cumulative = np.cumsum(prefix.turns)
+    u = stream(seed, "prefix.turns").random(sessions)
+    return np.asarray(
+        1 + np.minimum(np.searchsorted(cumulative, u * cumulative[-1], side="right"), len(cumulative) - 1)
+    )
+
+
+def _times(prefix: Sessions, start: Floats, turn: Longs, first: Longs, seed: int) -> Floats:
+    gaps = np.where(turn > 0, _gap(prefix.gap, stream(seed, "prefix.gap").random(len(turn))), 0.0)
+    session = np.repeat(np.arange(len(start)), np.diff(first))
+    when = start[session]
+    for depth in range(1, int(turn.max(initial=0)) + 1):  # turn by turn, so that sums do not depend on n
+        rows = np.flatnonzero(turn == depth)
+        when[rows] = when[rows - 1] + gaps[rows]
+    return when
+
+
+def _gap(gap: QuantileGap | LogNormalGap, u: Floats) -> Floats:
+    if isinstance(gap, QuantileGap):
+        return np.asarray(np.interp(u, gap.levels, gap.times))
+    variance = np.log1p(gap.cv**2)
+    return np.asarray(np.exp(np.log(gap.mean) - variance / 2 + np.sqrt(variance) * ndtri(u)))
+
+
+def _contents(traffic: TrafficSpec, prefix: Sessions, turn: Longs, seed: int) -> tuple[Longs, Longs, Longs]:
+    """Return (inputs, outputs, kept): tokens of each turn, and how many the last prompt had already."""
+    drawn, outputs = draw_lengths(traffic.lengths, len(turn), seed)
+    growth = quantile(stream(seed, "prefix.growth").random(len(turn)), prefix.growth)
+    u = stream(seed, "prefix.retained").random(len(turn))
+    share = np.interp(u, prefix.retained_levels, prefix.retained)
+    inputs, outputs = clip_lengths(drawn, outputs, traffic.clip)
+    kept = np.zeros(len(turn), np.int64)
+    for depth in range(1, int(turn.max(initial=0)) + 1):
+        rows = np.flatnonzero(turn == depth)
+        last = inputs[rows - 1]
+        keep = np.minimum(np.maximum((share[rows] * last).astype(np.int64), prefix.common_tokens), last)
+        inputs[rows], outputs[rows] = clip_lengths(keep + growth[rows], outputs[rows], traffic.clip)
+        kept[rows] = np.minimum(keep, inputs[rows])
+    return inputs, outputs, kept
+
+
+def _session_keys(prefix: Sessions, inputs: Longs, kept: Longs, order: Longs) -> tuple[Longs, Longs]:
+    """Return (block_offset, keys) in arrival order: a key names the writing turn and the place."""
+    size = prefix.block_tokens
+    old = kept // size  # whole blocks that the turn before had too
+    common = np.minimum(prefix.common_tokens, inputs) // size
+    offset, owner, place = _flat(-(-inputs[order] // size))
+    writer = order[owner]
+    rows = np.flatnonzero(old[writer] > place)
+    while len(rows):
+        writer[rows] -= 1
+        rows = rows[old[writer[rows]] > place[rows]]
+    width = int(place.max(initial=0)) + 1
+    keys = np.where(place < common[order][owner], place, (writer + 1) * width + place)
+    return offset, keys
+
+
+def _relabel(session: Longs) -> Longs:
+    return dense(session).astype(np.int64)
+
+
+def _flat(counts: Longs) -> tuple[Longs, Longs, Longs]:
+    """Return (offset [n + 1], row of each block, place of each block in its row)."""
+    offset = np.concatenate([[0], np.cumsum(counts)])
+    row = np.repeat(np.arange(len(counts)), counts)
+    return offset, row, np.arange(offset[-1]) - offset[row]
