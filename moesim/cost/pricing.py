@@ -1,12 +1,14 @@
-"""Step pricing: tables from which the simulator prices one engine step, made by the same functions that price an op.
+"""Step pricing: tables from which the simulator prices a step, made by the functions that price an op.
 
-A step of one virtual engine (a pipeline slot of a replica) runs ``lanes`` attention ranks in lock-step. Its time is
+A step of one virtual engine (a pipeline slot of a replica) runs ``lanes`` attention ranks in lock-step. Its
+time is
 
-    overhead + max over lanes of (lane ops of that lane's tokens + attention of that lane + head of its sampled rows)
+    overhead + max over lanes of (lane ops of that lane's tokens + attention of that lane + head of its
+    sampled rows)
              + group ops of all lanes' tokens together (routed experts, dispatch, combine)
 
-times ``stage_share`` per pipeline stage. Tables are indexed by the integer count itself (0..max), so looking a step up
-is exact: nothing is interpolated.
+times ``stage_share`` per pipeline stage. Tables are indexed by the integer count itself (0..max), so looking
+a step up is exact: nothing is interpolated.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class OpInfo:
     ----------
     name : e.g. ``qkv_proj``, ``moe_experts``, ``tp_all_reduce``
     phase : which table it is a row of
-    kind : what binds it on paper: ``gemm``, ``grouped_gemm``, ``attention``, ``collective``, ``memory``, ``overhead``
+    kind : what binds it on paper: ``gemm``, ``grouped_gemm``, ``attention``, ``collective``, ``memory``,
+        ``overhead``
     source : ``bound`` (roofline), ``fitted`` or ``measured``
     """
 
@@ -44,16 +47,19 @@ class OpInfo:
 class AttentionTerm:
     """Seconds of one kind of attention summed over its layers, per device, for one lane's batch.
 
-    With n decoding sequences, S = sum of min(context, window) over them, q prefill tokens, P = attended (query, key)
-    pairs of the prefill chunks and K = keys read by the prefill chunks:
+    With n decoding sequences, S = sum of min(context, window) over them, q prefill tokens, P = attended
+    (query, key) pairs of the prefill chunks and K = keys read by the prefill chunks, their own q keys
+    included:
 
         decode  = launch + max(S * decode_flop_s,  S * decode_kv_s + n * decode_seq_s)   if n > 0
         prefill = launch + max(P * prefill_flop_s, K * prefill_kv_s + q * prefill_token_s) if q > 0
 
     Attributes
     ----------
-    window : tokens; 0 is full attention; -1 is a recurrent mixer whose work does not depend on context (S = n, P = q)
-    *_s : seconds per unit, all layers of this kind, one device
+    window : tokens; 0 is full attention; -1 is a recurrent mixer whose work does not depend on context (S =
+        n, P = q)
+    *_s : seconds per unit, all layers of this kind, one device. ``prefill_token_s`` is negative where K must
+        not count the chunk's own keys (an op of the lane has made them): K * a - q * a, never below zero
     """
 
     name: str
@@ -75,7 +81,8 @@ class StepPricing:
     Attributes
     ----------
     lane_ops, lane_s : ops and seconds [op, tokens 0..max_tokens]; column 0 is all zero
-    group_ops, group_s : ops and seconds [op, tokens of all lanes 0..lanes*max_tokens]; empty rows for dense models
+    group_ops, group_s : ops and seconds [op, tokens of all lanes 0..lanes*max_tokens]; empty rows for dense
+        models
     head_ops, head_s : ops and seconds [op, sampled rows 0..max_seqs]
     attention : one term per attention kind of the model
     stage_share : share of the step in each pipeline stage, sums to 1 (one entry without pipelining)
@@ -83,7 +90,8 @@ class StepPricing:
     overhead_s : host seconds per step that the device waits for
     lanes : attention data parallel ranks
     devices : devices of the replica
-    flop_per_token, bytes_per_step : for reports: model FLOPs per token, weight bytes read in a step with one token
+    flop_per_token, bytes_per_step : for reports: model FLOPs per token, weight bytes read in a step with one
+        token
     notes : assumptions and sources, one sentence each
     """
 
