@@ -9,18 +9,19 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moesim.errors import Problem, SpecError
 from moesim.files import Kind, catalog_names, find, nearest, read_yaml
 from moesim.scenario.layers import Origin, Value, merge, shown, tree
+from moesim.spec.topology import resolve_cluster
 
 __all__ = ["SLOTS", "expand", "normalise", "read_layer"]
 
 Slot = Literal["cluster", "node", "device", "model", "traffic", "routing"]
 SLOTS: tuple[Slot, ...] = ("cluster", "node", "device", "model", "traffic", "routing")
 
-_SEVERAL = re.compile(r"(\d+)\s*x\s+(\S+)")
+_SEVERAL = re.compile(r"\d+\s*x\s+\S+", re.IGNORECASE)
 _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "traffic": (("trace", "path"),),
     "routing": (("router", "path"), ("router", "tables", "path"), ("model", "path")),
@@ -118,29 +119,26 @@ def _read(slot: Slot, name: Value) -> Value:
 def _cluster(name: Value) -> Value:
     """Return a cluster file, a node as a cluster of one, or ``4x NODE`` as a cluster of four."""
     text = name.data.strip()
-    several = _SEVERAL.fullmatch(text)
-    if several is not None:
-        return _of_nodes(int(several.group(1)), replace(name, data=several.group(2)), text)
+    ad_hoc = _SEVERAL.fullmatch(text) is not None
     if text.endswith((".yaml", ".yml")):
         entry = read_layer(_find("cluster", "cluster", name))
-        kind = entry.data.get("kind") if entry.is_mapping else None
-        if kind is not None and kind.data == "node":
-            return _of_nodes(1, name, str(entry.data["name"].data) if "name" in entry.data else text)
+        ad_hoc = entry.is_mapping and "kind" in entry.data and entry.data["kind"].data == "node"
+    elif text not in catalog_names("cluster"):
+        ad_hoc = ad_hoc or text in catalog_names("node")
+    if not ad_hoc:
         return _read("cluster", name)
-    if text not in catalog_names("cluster") and text in catalog_names("node"):
-        return _of_nodes(1, name, text)
-    return _read("cluster", name)
+    try:
+        cluster = resolve_cluster(text, name.origin.path).cluster
+    except SpecError as error:
+        raise SpecError(*(p if p.line else _bad(name.origin, "cluster", repr(text), p.expected)
+                          for p in error.problems)) from None
 
+    def everywhere(data: Any) -> Value:
+        if isinstance(data, dict):
+            data = {key: everywhere(child) for key, child in data.items()}
+        return Value(data, name.origin)
 
-def _of_nodes(count: int, node: Value, title: str) -> Value:
-    """Return an ad-hoc cluster; several nodes get a non-blocking fat tree, which is an assumption and says so."""
-    _find("node", "cluster", node)
-    origin = node.origin
-    fabric = "fat_tree" if count > 1 else "none"
-    values = {"kind": "cluster", "name": title, "node": node.data, "nodes": count}
-    data = {key: Value(value, origin) for key, value in values.items()}
-    data["fabric"] = Value({"kind": Value(fabric, origin)}, origin)
-    return Value(data, origin)
+    return everywhere(cluster.model_dump(mode="json", exclude_unset=True))
 
 
 def _find(kind: Kind, slot: str, name: Value) -> Path:
