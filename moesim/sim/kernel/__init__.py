@@ -1,0 +1,32 @@
+"""Compiled engine kernel. The compile cache is keyed by the sources, so a changed kernel is never run stale."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+
+
+def _cache_folder() -> str:
+    digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version_info[:2]}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    home = os.environ.get("MOESIM_CACHE") or os.path.join(  # noqa: PTH118 - numba wants text
+        os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"), "moesim"
+    )
+    return f"{home}/kernel-{digest.hexdigest()[:16]}"
+
+
+_before = numba.config.CACHE_DIR
+numba.config.CACHE_DIR = _cache_folder()
+try:
+    from moesim.sim.kernel.advance import advance, enqueue, fail_replica, release, wake
+    from moesim.sim.kernel.state import PoolState, Status
+finally:
+    numba.config.CACHE_DIR = _before
+
+__all__ = ["PoolState", "Status", "advance", "enqueue", "fail_replica", "release", "wake"]

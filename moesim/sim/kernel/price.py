@@ -1,0 +1,118 @@
+"""Seconds of the step that an engine is about to run, from the pricing tables; and where those seconds went."""
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
+from __future__ import annotations
+
+import numba as nb
+
+__all__ = ["commit_step", "decode_seconds", "lane_seconds", "step_seconds"]
+
+_WINDOW, _LAUNCH, _DECODE_FLOP, _DECODE_KV, _DECODE_SEQ, _PREFILL_FLOP, _PREFILL_KV, _PREFILL_TOKEN = range(8)
+
+
+@nb.njit(cache=True)
+def decode_seconds(p, term, keys, sequences, queries):
+    """Attention of ``sequences`` decoding sequences with ``queries`` tokens each over ``keys`` keys in all."""
+    if sequences == 0:
+        return 0.0
+    a = p.attn[term]
+    flop = keys * queries * a[_DECODE_FLOP]
+    data = keys * a[_DECODE_KV] + sequences * queries * a[_DECODE_SEQ]
+    return a[_LAUNCH] + max(flop, data)
+
+
+@nb.njit(cache=True)
+def _prefill_seconds(p, term, pairs, keys, tokens):
+    if tokens == 0:
+        return 0.0
+    a = p.attn[term]
+    return a[_LAUNCH] + max(pairs * a[_PREFILL_FLOP], keys * a[_PREFILL_KV] + tokens * a[_PREFILL_TOKEN])
+
+
+@nb.njit(cache=True)
+def _pairs(past, tokens, window):
+    """Sum of min(past + i, window) for i = 1..tokens (window 0: no limit)."""
+    if window <= 0 or past + tokens <= window:
+        return past * tokens + tokens * (tokens + 1) // 2
+    inside = max(0, window - past)
+    return past * inside + inside * (inside + 1) // 2 + (tokens - inside) * window
+
+
+@nb.njit(cache=True)
+def lane_seconds(p, lane, slot):
+    """Seconds of one lane's own work (not the group ops); attention by term goes to ``scratch[slot]``."""
+    count = p.lane[lane].running
+    queries = p.cfg[0].draft + 1
+    total = p.lane_s[p.lane[lane].tokens] + p.head_s[p.lane[lane].rows]
+    for term in range(p.attn.shape[0]):
+        window = int(p.attn[term, _WINDOW])
+        keys, sequences, pairs, read, tokens = 0, 0, 0, 0, 0
+        for i in range(count):
+            n = p.batch[lane, i]
+            if n == 0:
+                continue
+            r = p.running[lane, i]
+            done = p.req[r].done
+            if p.req[r].input + p.req[r].generated - done == 1 and p.req[r].generated > 0:
+                sequences += 1
+                context = done + n
+                if window > 0:
+                    context = min(context, window)
+                keys += 1 if window < 0 else context
+            else:
+                tokens += n
+                if window < 0:
+                    pairs += n
+                    read += 1
+                else:
+                    pairs += _pairs(done, n, window)
+                    read += done + n if window == 0 else min(done + n, window + n - 1)
+        decode = decode_seconds(p, term, keys, sequences, queries)
+        prefill = _prefill_seconds(p, term, pairs, read, tokens)
+        p.scratch[slot, term, 0] = decode
+        p.scratch[slot, term, 1] = prefill
+        total += decode + prefill
+    return total
+
+
+@nb.njit(cache=True)
+def commit_step(p, replica, lane, slot, group_tokens):
+    """Book one step whose slowest lane is ``lane`` (attention in ``scratch[slot]``) into the breakdowns."""
+    p.lane_hist[p.lane[lane].tokens] += 1
+    p.head_hist[p.lane[lane].rows] += 1
+    p.group_hist[group_tokens] += 1
+    for term in range(p.attn.shape[0]):
+        p.attn_s[term, 0] += p.scratch[slot, term, 0]
+        p.attn_s[term, 1] += p.scratch[slot, term, 1]
+    p.rep[replica].overhead_s += p.cfg[0].overhead_s
+
+
+@nb.njit(cache=True)
+def step_seconds(p, engine):
+    """Seconds of the step whose batches stand in the engine's lanes; books it. Stragglers, swaps, drafts included."""
+    lanes = p.cfg[0].lanes
+    first = engine * lanes
+    replica = p.eng[engine].replica
+    worst, slowest, group, swap, decodes = -1.0, 0, 0, 0, 0
+    for slot in range(lanes):
+        lane = first + slot
+        group += p.lane[lane].tokens
+        swap += p.lane[lane].swap_blocks
+        decodes += p.lane[lane].decodes
+        seconds = lane_seconds(p, lane, slot)
+        if seconds > worst:
+            worst, slowest = seconds, slot
+    commit_step(p, replica, first + slowest, slowest, group)
+    work = p.cfg[0].overhead_s + worst + p.group_s[group]
+    if p.cfg[0].draft > 0 and decodes > 0:
+        p.rep[replica].draft_s += p.cfg[0].draft_s
+        work += p.cfg[0].draft_s
+    if swap > 0:
+        seconds = swap * p.cfg[0].swap_s_per_block
+        p.rep[replica].swap_s += seconds
+        work += seconds
+    slow = p.rep[replica].slow
+    if slow != 1.0:
+        p.rep[replica].straggle_s += work * (slow - 1.0)
+        work *= slow
+    return work

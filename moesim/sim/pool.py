@@ -1,0 +1,268 @@
+"""Pool: the actor that owns one pool's state for one run, and the only caller of the compiled kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.cost.pricing import AttentionTerm, StepPricing
+from moesim.sim.kernel import PoolState, advance, enqueue, fail_replica, release, wake
+from moesim.sim.kernel import state as layout
+from moesim.spec.deployment import Engine, Speculation
+from moesim.traffic.requests import Requests
+
+__all__ = ["Pool", "PoolSetup", "request_records"]
+
+_ADMISSION = {"vllm": 0, "sglang": 1, "trtllm": 2}
+_NO_TIMES: npt.NDArray[np.float64] = np.empty(0)
+_NO_IDS: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSetup:
+    """What a pool is made of.
+
+    Attributes
+    ----------
+    name : serve, prefill or decode
+    replicas : replicas that may exist (with autoscaling: the most)
+    pricing : seconds of a step
+    engine : scheduler settings
+    stages : pipeline stages
+    kv_blocks : KV blocks of one lane
+    swap_s_per_block : seconds to move one block between host and device
+    max_len : longest request in tokens
+    """
+
+    name: str
+    replicas: int
+    pricing: StepPricing
+    engine: Engine
+    stages: int
+    kv_blocks: int
+    max_len: int
+    swap_s_per_block: float = 0.0
+    speculation: Speculation | None = None
+    draft_s: float = 0.0
+
+
+def request_records(requests: Requests) -> npt.NDArray[Any]:
+    """Return the kernel's records for a run's requests, nothing done yet."""
+    records = np.zeros(len(requests), dtype=layout.REQUEST)
+    records["arrival"] = requests.arrival_s
+    for name in ("scheduled", "first", "finish", "last"):
+        records[name] = np.nan
+    records["input"] = requests.input_tokens
+    records["output"] = requests.output_tokens
+    for name in ("lane", "replica", "decode_replica", "next"):
+        records[name] = -1
+    ranks = np.unique(-requests.priority.astype(np.int64), return_inverse=True)[1]
+    records["cls"] = ranks
+    if requests.block_tokens:
+        records["block_lo"] = requests.block_offset[:-1]
+        records["block_n"] = np.diff(requests.block_offset)
+    return records
+
+
+def _attention_rows(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
+    rows = [
+        (t.window, t.launch_s, t.decode_flop_s, t.decode_kv_s, t.decode_seq_s,
+         t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s)
+        for t in terms
+    ]  # fmt: skip
+    return np.array(rows, dtype=np.float64).reshape(len(terms), 8)
+
+
+class Pool:
+    """Replicas of one pool in motion. Times are absolute simulated seconds."""
+
+    def __init__(
+        self,
+        setup: PoolSetup,
+        requests: Requests,
+        records: npt.NDArray[Any],
+        owned: npt.NDArray[np.uint8],
+        *,
+        seed: int = 0,
+        fast: bool = True,
+        timeline_points: int = 2000,
+    ) -> None:
+        pricing, engine = setup.pricing, setup.engine
+        width = setup.stages * pricing.lanes
+        lanes = setup.replicas * width
+        self.setup = setup
+        self.alive_since = np.full(setup.replicas, np.nan)
+        self.alive_s = np.zeros(setup.replicas)
+        self.accepting = np.zeros(setup.replicas, dtype=bool)
+        self.state = PoolState(
+            cfg=_config(setup, requests, seed=seed, fast=fast),
+            req=records,
+            lane=np.zeros(lanes, dtype=layout.LANE),
+            eng=np.zeros(setup.replicas * setup.stages, dtype=layout.ENGINE),
+            rep=np.zeros(setup.replicas, dtype=layout.REPLICA),
+            running=np.zeros((lanes, engine.max_num_seqs), dtype=np.int32),
+            batch=np.zeros((lanes, engine.max_num_seqs), dtype=np.int32),
+            whead=np.full((lanes, _classes(records)), -1, dtype=np.int32),
+            wtail=np.full((lanes, _classes(records)), -1, dtype=np.int32),
+            hashes=np.array(requests.block_hash, dtype=np.int32),
+            owned=owned,
+            **_prefix_arrays(engine, requests, lanes),
+            lane_s=pricing.lane_s.sum(axis=0),
+            group_s=pricing.group_s.sum(axis=0),
+            head_s=pricing.head_s.sum(axis=0),
+            attn=_attention_rows(pricing.attention),
+            share=np.array(pricing.stage_share),
+            hop_s=np.array(pricing.hop_s),
+            stage_free=np.zeros((setup.replicas, setup.stages)),
+            scratch=np.zeros((pricing.lanes, len(pricing.attention), 2)),
+            run_keys=np.zeros((pricing.lanes, len(pricing.attention), 2), dtype=np.int64),
+            lane_hist=np.zeros(pricing.lane_s.shape[1], dtype=np.int64),
+            group_hist=np.zeros(pricing.group_s.shape[1], dtype=np.int64),
+            head_hist=np.zeros(pricing.head_s.shape[1], dtype=np.int64),
+            attn_s=np.zeros((len(pricing.attention), 2)),
+            itl=np.zeros(layout.ITL_BINS, dtype=np.int64),
+            timeline=np.zeros((setup.replicas, max(2, timeline_points // 2 * 2), 6)),
+            outbox=np.zeros(len(records) + 1, dtype=np.int32),
+        )
+        state = self.state
+        state.lane["total"] = state.lane["free"] = setup.kv_blocks
+        state.lane["lru_head"] = state.lane["lru_tail"] = -1
+        state.eng["end"] = math.inf
+        state.eng["replica"] = np.arange(len(state.eng)) // setup.stages
+        state.rep["slow"] = 1.0
+        state.rep["timeline_stride"] = 1
+
+    # -- life of a replica -------------------------------------------------------------------------------------------
+    def start(self, replica: int, now: float) -> None:
+        """Put a replica into service."""
+        self.state.rep["alive"][replica] = 1
+        self.accepting[replica] = True
+        self.alive_since[replica] = now
+        for engine in range(replica * self.setup.stages, (replica + 1) * self.setup.stages):
+            wake(self.state, engine, now)
+
+    def stop(self, replica: int, now: float) -> list[int]:
+        """Take a replica out of service at once; returns the requests it held."""
+        if not self.state.rep["alive"][replica]:
+            return []
+        fail_replica(self.state, replica, now)
+        self.accepting[replica] = False
+        self.alive_s[replica] += now - self.alive_since[replica]
+        self.alive_since[replica] = np.nan
+        return self.take_departures()
+
+    def close(self, now: float) -> None:
+        """Book the time in service and the requests still present at the end of the run."""
+        rep = self.state.rep
+        alive = ~np.isnan(self.alive_since)
+        self.alive_s[alive] += now - self.alive_since[alive]
+        rep["area"] += rep["present"] * (now - rep["area_t"])
+        rep["area_t"] = now
+        inflight = rep["inflight"] > 0
+        rep["busy"][inflight] += now - rep["busy_since"][inflight]
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+    def enqueue(self, request: int, replica: int, now: float) -> bool:
+        """Queue a request; False when it can never fit (its status says rejected)."""
+        return bool(enqueue(self.state, request, replica, now))
+
+    def release(self, request: int, now: float) -> None:
+        """Free the blocks of a prefilled request whose KV has been moved."""
+        release(self.state, request, now)
+
+    def take_departures(self) -> list[int]:
+        """Return the requests that left since the last call, in order."""
+        outbox = self.state.outbox
+        count = int(outbox[0])
+        left: list[int] = outbox[1 : count + 1].tolist()
+        outbox[0] = 0
+        return left
+
+    # -- time --------------------------------------------------------------------------------------------------------
+    def next_event(self) -> float:
+        """Time of the next step end (or wake-up)."""
+        return float(self.state.eng["end"].min())
+
+    def advance(self, until: float) -> float:
+        """Run all replicas to ``until``, or to the first step after which a request leaves; returns that time."""
+        last, _ = advance(
+            self.state, 0, self.setup.replicas, until, True, _NO_TIMES, _NO_IDS, _NO_IDS, 0  # noqa: FBT003
+        )
+        return float(last)
+
+    def advance_fed(
+        self, until: float, times: npt.NDArray[np.float64], ids: npt.NDArray[np.int32], to: npt.NDArray[np.int32]
+    ) -> float:
+        """Run each replica on its own to ``until``, with arrivals known beforehand; returns the last event's time."""
+        last = -math.inf
+        order = np.argsort(to, kind="stable")
+        bounds = np.searchsorted(to[order], np.arange(self.setup.replicas + 1))
+        times, ids, to = times[order], ids[order], to[order]
+        for replica in range(self.setup.replicas):
+            part = slice(bounds[replica], bounds[replica + 1])
+            at, _ = advance(
+                self.state, replica, replica + 1, until, False, times[part], ids[part], to[part], 0  # noqa: FBT003
+            )
+            last = max(last, float(at))
+        return last
+
+
+def _classes(records: npt.NDArray[Any]) -> int:
+    return int(records["cls"].max(initial=0)) + 1
+
+
+def _prefix_arrays(engine: Engine, requests: Requests, lanes: int) -> dict[str, npt.NDArray[np.int32]]:
+    used = engine.prefix_caching and requests.block_tokens > 0
+    distinct = int(requests.block_hash.max(initial=-1)) + 1 if used else 0
+    shape = (lanes, distinct)
+    return {
+        "ref": np.full(shape, -1, dtype=np.int32),
+        "lru_prev": np.full(shape, -1, dtype=np.int32),
+        "lru_next": np.full(shape, -1, dtype=np.int32),
+    }
+
+
+def _config(setup: PoolSetup, requests: Requests, *, seed: int, fast: bool) -> npt.NDArray[Any]:
+    engine, speculation = setup.engine, setup.speculation
+    if setup.name == "prefill":
+        speculation = None
+    prefix = engine.prefix_caching and requests.block_tokens > 0 and setup.name != "decode"
+    if prefix and requests.block_tokens % engine.block_tokens:
+        message = f"hash blocks of {requests.block_tokens} tokens are not whole KV blocks of {engine.block_tokens}"
+        raise ValueError(message)
+    cfg = np.zeros(1, dtype=layout.CONFIG)
+    values: dict[str, Any] = {
+        "overhead_s": setup.pricing.overhead_s,
+        "swap_s_per_block": setup.swap_s_per_block,
+        "watermark": engine.watermark,
+        "acceptance": speculation.acceptance if speculation else 0.0,
+        "draft": speculation.draft_tokens if speculation else 0,
+        "draft_s": setup.draft_s if speculation else 0.0,
+        "max_seqs": engine.max_num_seqs,
+        "max_tokens": engine.max_num_batched_tokens,
+        "prefill_chunk": min(engine.prefill_chunk or engine.max_num_batched_tokens, engine.max_num_batched_tokens),
+        "block": engine.block_tokens,
+        "hash_tokens": requests.block_tokens if prefix else 0,
+        "hash_blocks": requests.block_tokens // engine.block_tokens if prefix else 1,
+        "max_len": setup.max_len,
+        "seed": seed,
+        "chunked": engine.chunked_prefill,
+        "prefill_first": engine.prefill_first or not engine.chunked_prefill,
+        "prefix": prefix,
+        "swap": engine.preemption == "swap",
+        "priority": engine.scheduling == "priority",
+        "admission": _ADMISSION[engine.flavor],
+        "stop_first": setup.name == "prefill",
+        "decode_side": setup.name == "decode",
+        "fast": fast,
+        "lanes": setup.pricing.lanes,
+        "stages": setup.stages,
+    }
+    for name, value in values.items():
+        cfg[name] = value
+    return cfg
