@@ -16,7 +16,7 @@ from moesim.sim.kernel import state as layout
 from moesim.spec.deployment import Engine, Speculation
 from moesim.traffic.requests import Requests
 
-__all__ = ["Pool", "PoolSetup", "request_records"]
+__all__ = ["Pool", "PoolSetup", "block_records", "request_records"]
 
 _ADMISSION = {"vllm": 0, "sglang": 1, "trtllm": 2}
 _NO_TIMES: npt.NDArray[np.float64] = np.empty(0)
@@ -72,10 +72,10 @@ def request_records(requests: Requests) -> npt.NDArray[Any]:
 def _attention_rows(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
     rows = [
         (t.window, t.launch_s, t.decode_flop_s, t.decode_kv_s, t.decode_seq_s,
-         t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s)
+         t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s, 0.0, 0.0)
         for t in terms
     ]  # fmt: skip
-    return np.array(rows, dtype=np.float64).reshape(len(terms), 8)
+    return np.array(rows, dtype=np.float64).reshape(len(terms), 10)
 
 
 class Pool:
@@ -86,7 +86,7 @@ class Pool:
         setup: PoolSetup,
         requests: Requests,
         records: npt.NDArray[Any],
-        owned: npt.NDArray[np.uint8],
+        blocks: npt.NDArray[np.int32],
         *,
         seed: int = 0,
         fast: bool = True,
@@ -105,27 +105,15 @@ class Pool:
             lane=np.zeros(lanes, dtype=layout.LANE),
             eng=np.zeros(setup.replicas * setup.stages, dtype=layout.ENGINE),
             rep=np.zeros(setup.replicas, dtype=layout.REPLICA),
-            running=np.zeros((lanes, engine.max_num_seqs), dtype=np.int32),
-            batch=np.zeros((lanes, engine.max_num_seqs), dtype=np.int32),
-            whead=np.full((lanes, _classes(records)), -1, dtype=np.int32),
-            wtail=np.full((lanes, _classes(records)), -1, dtype=np.int32),
-            hashes=np.array(requests.block_hash, dtype=np.int32),
-            owned=owned,
-            **_prefix_arrays(engine, requests, lanes),
-            lane_s=pricing.lane_s.sum(axis=0),
-            group_s=pricing.group_s.sum(axis=0),
-            head_s=pricing.head_s.sum(axis=0),
+            seats=np.zeros((2, lanes, engine.max_num_seqs), dtype=np.int32),
+            queue=np.full((2, lanes, int(records["cls"].max(initial=0)) + 1), -1, dtype=np.int32),
+            blocks=blocks,
+            prefix=np.full((3, lanes, _distinct_blocks(engine, requests)), -1, dtype=np.int32),
+            table=_table(pricing),
+            hist=np.zeros((4, max(layout.ITL_BINS, _longest(pricing))), dtype=np.int64),
             attn=_attention_rows(pricing.attention),
-            share=np.array(pricing.stage_share),
-            hop_s=np.array(pricing.hop_s),
-            stage_free=np.zeros((setup.replicas, setup.stages)),
-            scratch=np.zeros((pricing.lanes, len(pricing.attention), 2)),
-            run_keys=np.zeros((pricing.lanes, len(pricing.attention), 2), dtype=np.int64),
-            lane_hist=np.zeros(pricing.lane_s.shape[1], dtype=np.int64),
-            group_hist=np.zeros(pricing.group_s.shape[1], dtype=np.int64),
-            head_hist=np.zeros(pricing.head_s.shape[1], dtype=np.int64),
-            attn_s=np.zeros((len(pricing.attention), 2)),
-            itl=np.zeros(layout.ITL_BINS, dtype=np.int64),
+            stage=np.vstack([np.zeros((setup.replicas, setup.stages)), pricing.stage_share]),
+            scratch=np.zeros((pricing.lanes, len(pricing.attention), 4)),
             timeline=np.zeros((setup.replicas, max(2, timeline_points // 2 * 2), 6)),
             outbox=np.zeros(len(records) + 1, dtype=np.int32),
         )
@@ -191,12 +179,24 @@ class Pool:
     def advance(self, until: float) -> float:
         """Run all replicas to ``until``, or to the first step after which a request leaves; returns that time."""
         last, _ = advance(
-            self.state, 0, self.setup.replicas, until, True, _NO_TIMES, _NO_IDS, _NO_IDS, 0  # noqa: FBT003
+            self.state,
+            0,
+            self.setup.replicas,
+            until,
+            True,
+            _NO_TIMES,
+            _NO_IDS,
+            _NO_IDS,
+            0,  # noqa: FBT003
         )
         return float(last)
 
     def advance_fed(
-        self, until: float, times: npt.NDArray[np.float64], ids: npt.NDArray[np.int32], to: npt.NDArray[np.int32]
+        self,
+        until: float,
+        times: npt.NDArray[np.float64],
+        ids: npt.NDArray[np.int32],
+        to: npt.NDArray[np.int32],
     ) -> float:
         """Run each replica on its own to ``until``, with arrivals known beforehand; returns the last event's time."""
         last = -math.inf
@@ -206,25 +206,38 @@ class Pool:
         for replica in range(self.setup.replicas):
             part = slice(bounds[replica], bounds[replica + 1])
             at, _ = advance(
-                self.state, replica, replica + 1, until, False, times[part], ids[part], to[part], 0  # noqa: FBT003
+                self.state,
+                replica,
+                replica + 1,
+                until,
+                False,
+                times[part],
+                ids[part],
+                to[part],
+                0,  # noqa: FBT003
             )
             last = max(last, float(at))
         return last
 
 
-def _classes(records: npt.NDArray[Any]) -> int:
-    return int(records["cls"].max(initial=0)) + 1
+def block_records(requests: Requests) -> npt.NDArray[np.int32]:
+    """Return the kernel's [2, total] array of hash blocks, none in use."""
+    return np.stack([requests.block_hash, np.zeros_like(requests.block_hash)]).astype(np.int32)
 
 
-def _prefix_arrays(engine: Engine, requests: Requests, lanes: int) -> dict[str, npt.NDArray[np.int32]]:
-    used = engine.prefix_caching and requests.block_tokens > 0
-    distinct = int(requests.block_hash.max(initial=-1)) + 1 if used else 0
-    shape = (lanes, distinct)
-    return {
-        "ref": np.full(shape, -1, dtype=np.int32),
-        "lru_prev": np.full(shape, -1, dtype=np.int32),
-        "lru_next": np.full(shape, -1, dtype=np.int32),
-    }
+def _distinct_blocks(engine: Engine, requests: Requests) -> int:
+    return requests.distinct_blocks if engine.prefix_caching and requests.block_tokens else 0
+
+
+def _longest(pricing: StepPricing) -> int:
+    return max(t.shape[1] for t in (pricing.lane_s, pricing.group_s, pricing.head_s))
+
+
+def _table(pricing: StepPricing) -> npt.NDArray[np.float64]:
+    table = np.zeros((4, _longest(pricing)))
+    for row, part in enumerate((pricing.lane_s, pricing.group_s, pricing.head_s, pricing.hop_s[None])):
+        table[row, : part.shape[1]] = part.sum(axis=0)
+    return table
 
 
 def _config(setup: PoolSetup, requests: Requests, *, seed: int, fast: bool) -> npt.NDArray[Any]:
@@ -233,7 +246,9 @@ def _config(setup: PoolSetup, requests: Requests, *, seed: int, fast: bool) -> n
         speculation = None
     prefix = engine.prefix_caching and requests.block_tokens > 0 and setup.name != "decode"
     if prefix and requests.block_tokens % engine.block_tokens:
-        message = f"hash blocks of {requests.block_tokens} tokens are not whole KV blocks of {engine.block_tokens}"
+        message = (
+            f"hash blocks of {requests.block_tokens} tokens are not whole KV blocks of {engine.block_tokens}"
+        )
         raise ValueError(message)
     cfg = np.zeros(1, dtype=layout.CONFIG)
     values: dict[str, Any] = {
@@ -245,7 +260,9 @@ def _config(setup: PoolSetup, requests: Requests, *, seed: int, fast: bool) -> n
         "draft_s": setup.draft_s if speculation else 0.0,
         "max_seqs": engine.max_num_seqs,
         "max_tokens": engine.max_num_batched_tokens,
-        "prefill_chunk": min(engine.prefill_chunk or engine.max_num_batched_tokens, engine.max_num_batched_tokens),
+        "prefill_chunk": min(
+            engine.prefill_chunk or engine.max_num_batched_tokens, engine.max_num_batched_tokens
+        ),
         "block": engine.block_tokens,
         "hash_tokens": requests.block_tokens if prefix else 0,
         "hash_blocks": requests.block_tokens // engine.block_tokens if prefix else 1,

@@ -102,8 +102,8 @@ def _finish_lane(p, engine, lane, now):
     replica = p.eng[engine].replica
     kept = 0
     for i in range(p.lane[lane].running):
-        r = p.running[lane, i]
-        n = p.batch[lane, i]
+        r = p.seats[0, lane, i]
+        n = p.seats[1, lane, i]
         req = p.req[r]
         leaves = False
         if n > 0:
@@ -118,16 +118,16 @@ def _finish_lane(p, engine, lane, now):
                 if req.generated == 0:
                     req.first = now
                 else:
-                    p.itl[_bin(now - req.last)] += 1
-                p.itl[0] += extra
+                    p.hist[3, _bin(now - req.last)] += 1
+                p.hist[3, 0] += extra
                 req.last = now
                 req.generated += 1 + extra
                 p.rep[replica].decode_tokens += 1 + extra
                 p.rep[replica].tokens += 1 + extra
                 leaves = cfg.stop_first == 1 or req.generated >= req.output
         if not leaves:
-            p.running[lane, kept] = r
-            p.batch[lane, kept] = n
+            p.seats[0, lane, kept] = r
+            p.seats[1, lane, kept] = n
             kept += 1
             continue
         p.rep[replica].tokens -= req.input + req.generated
@@ -173,7 +173,7 @@ def _steps_until_change(p, engine):
         if not state.steady:
             return 0
         for i in range(state.running):
-            r = p.running[lane, i]
+            r = p.seats[0, lane, i]
             steps = min(steps, p.req[r].output - p.req[r].generated - 1)
             for term in range(p.attn.shape[0]):
                 window = int(p.attn[term, 0])
@@ -184,7 +184,7 @@ def _steps_until_change(p, engine):
         while steps > 1:
             need = 0
             for i in range(p.lane[lane].running):
-                r = p.running[lane, i]
+                r = p.seats[0, lane, i]
                 need += _missing(p, r, p.req[r].done + steps)
             if need <= available(p, lane):
                 break
@@ -196,7 +196,7 @@ def _steps_until_change(p, engine):
 def _used_after(p, lane, steps):
     need = 0
     for i in range(p.lane[lane].running):
-        r = p.running[lane, i]
+        r = p.seats[0, lane, i]
         need += _missing(p, r, p.req[r].done + steps)
     return 1.0 - (available(p, lane) - need) / p.lane[lane].total
 
@@ -218,7 +218,7 @@ def _run_steps(p, engine, now, limit, most):
             window = int(p.attn[term, 0])
             keys, slope = 0, 0
             for i in range(p.lane[lane].running):
-                context = p.req[p.running[lane, i]].done + 1
+                context = p.req[p.seats[0, lane, i]].done + 1
                 if window < 0:
                     keys += 1
                 elif window == 0 or context < window:
@@ -226,23 +226,23 @@ def _run_steps(p, engine, now, limit, most):
                     slope += 1
                 else:
                     keys += window
-            p.run_keys[k, term, 0] = keys
-            p.run_keys[k, term, 1] = slope
+            p.scratch[k, term, 2] = keys
+            p.scratch[k, term, 3] = slope
     ran = 0
     while ran < most:
         worst, slowest = -1.0, 0
         for k in range(lanes):
             lane = first + k
-            total = p.lane_s[p.lane[lane].tokens] + p.head_s[p.lane[lane].rows]
+            total = p.table[0, p.lane[lane].tokens] + p.table[2, p.lane[lane].rows]
             for term in range(terms):
-                keys = p.run_keys[k, term, 0] + ran * p.run_keys[k, term, 1]
+                keys = p.scratch[k, term, 2] + ran * p.scratch[k, term, 3]
                 seconds = decode_seconds(p, term, keys, p.lane[lane].running, 1)
                 p.scratch[k, term, 0] = seconds
                 p.scratch[k, term, 1] = 0.0
                 total += seconds + 0.0
             if total > worst:
                 worst, slowest = total, k
-        work = cfg.overhead_s + worst + p.group_s[group]
+        work = cfg.overhead_s + worst + p.table[1, group]
         straggle = 0.0
         if rep.slow != 1.0:
             straggle = work * (rep.slow - 1.0)
@@ -258,9 +258,9 @@ def _run_steps(p, engine, now, limit, most):
         if ran == 0:
             for k in range(lanes):
                 for i in range(p.lane[first + k].running):
-                    p.itl[_bin(end - p.req[p.running[first + k, i]].last)] += 1
+                    p.hist[3, _bin(end - p.req[p.seats[0, first + k, i]].last)] += 1
         else:
-            p.itl[_bin(end - now)] += rows
+            p.hist[3, _bin(end - now)] += rows
         if rep.timeline_seen % rep.timeline_stride:
             rep.timeline_seen += 1
         else:
@@ -274,7 +274,7 @@ def _run_steps(p, engine, now, limit, most):
         for k in range(lanes):
             lane = first + k
             for i in range(p.lane[lane].running):
-                r = p.running[lane, i]
+                r = p.seats[0, lane, i]
                 missing = _missing(p, r, p.req[r].done + ran)
                 allocate(p, lane, missing)
                 p.req[r].held += missing
@@ -294,8 +294,8 @@ def _start_step(p, engine, now, limit):
     replica = p.eng[engine].replica
     rep = p.rep[replica]
     lanes = cfg.lanes
-    if cfg.stages > 1 and p.stage_free[replica, 0] > now:
-        p.eng[engine].end = p.stage_free[replica, 0]
+    if cfg.stages > 1 and p.stage[replica, 0] > now:
+        p.eng[engine].end = p.stage[replica, 0]
         return
     while True:
         total = 0
@@ -307,8 +307,8 @@ def _start_step(p, engine, now, limit):
             return
         for k in range(lanes):
             rep.peak = max(rep.peak, _used(p, engine * lanes + k))
-        if not (cfg.fast and cfg.stages == 1 and cfg.draft == 0 and rep.inflight == 0):
-            break
+        if not (cfg.fast and cfg.stages == 1 and cfg.draft == 0) or now + 0.5 * rep.step_last > limit:
+            break  # not even one step is likely to end in time; both ways give the same answer
         most = _steps_until_change(p, engine)
         if most < 1:
             break
@@ -316,6 +316,7 @@ def _start_step(p, engine, now, limit):
         if ran == 0:
             break
     seconds = step_seconds(p, engine)
+    rep.step_last = seconds
     p.eng[engine].start = now
     p.eng[engine].busy = 1
     if cfg.stages == 1:
@@ -323,12 +324,12 @@ def _start_step(p, engine, now, limit):
     else:
         at = now
         for s in range(cfg.stages):
-            at = max(at, p.stage_free[replica, s]) + seconds * p.share[s]
-            p.stage_free[replica, s] = at
+            at = max(at, p.stage[replica, s]) + seconds * p.stage[p.stage.shape[0] - 1, s]
+            p.stage[replica, s] = at
             if s + 1 < cfg.stages:
-                at += p.hop_s[total]
-                rep.hop_s += p.hop_s[total]
-                rep.step_s += p.hop_s[total]
+                at += p.table[3, total]
+                rep.hop_s += p.table[3, total]
+                rep.step_s += p.table[3, total]
         p.eng[engine].end = at
     rep.step_s += seconds
     rep.steps += 1
@@ -346,7 +347,11 @@ def enqueue(p, r, replica, now):
     first = replica * width
     longest = req.input + req.output
     blocks = (longest + cfg.draft + cfg.block - 1) // cfg.block
-    if longest > cfg.max_len or blocks > p.lane[first].total or (not cfg.chunked and req.input > cfg.max_tokens):
+    if (
+        longest > cfg.max_len
+        or blocks > p.lane[first].total
+        or (not cfg.chunked and req.input > cfg.max_tokens)
+    ):
         req.status = _REJECTED
         return False
     best = first
@@ -394,22 +399,22 @@ def fail_replica(p, replica, now):
         p.eng[engine].busy = 0
         p.eng[engine].end = math.inf
     for s in range(cfg.stages):
-        p.stage_free[replica, s] = 0.0
+        p.stage[replica, s] = 0.0
     width = cfg.stages * cfg.lanes
     for lane in range(replica * width, (replica + 1) * width):
         for i in range(p.lane[lane].running):
-            _expel(p, replica, lane, p.running[lane, i], now, True)
+            _expel(p, replica, lane, p.seats[0, lane, i], now, True)
         p.lane[lane].running = 0
-        for cls in range(p.whead.shape[1]):
-            while p.whead[lane, cls] >= 0:
+        for cls in range(p.queue.shape[2]):
+            while p.queue[0, lane, cls] >= 0:
                 _expel(p, replica, lane, pop_waiting(p, lane, cls), now, True)
     if cfg.stop_first:
         for r in range(p.req.shape[0]):
             if p.req[r].status == _HELD and p.req[r].replica == replica:
                 _expel(p, replica, p.req[r].lane, r, now, False)
     for lane in range(replica * width, (replica + 1) * width):
-        for block in range(p.ref.shape[1]):
-            p.ref[lane, block] = -1
+        for block in range(p.prefix.shape[2]):
+            p.prefix[0, lane, block] = -1
         p.lane[lane].free = p.lane[lane].total
         p.lane[lane].idle = 0
         p.lane[lane].lru_head = -1

@@ -16,13 +16,13 @@ def available(p, lane):
 
 @nb.njit(cache=True)
 def _unlink(p, lane, block):
-    before, after = p.lru_prev[lane, block], p.lru_next[lane, block]
+    before, after = p.prefix[1, lane, block], p.prefix[2, lane, block]
     if before >= 0:
-        p.lru_next[lane, before] = after
+        p.prefix[2, lane, before] = after
     else:
         p.lane[lane].lru_head = after
     if after >= 0:
-        p.lru_prev[lane, after] = before
+        p.prefix[1, lane, after] = before
     else:
         p.lane[lane].lru_tail = before
     p.lane[lane].idle -= 1
@@ -31,10 +31,10 @@ def _unlink(p, lane, block):
 @nb.njit(cache=True)
 def _append(p, lane, block):
     tail = p.lane[lane].lru_tail
-    p.lru_prev[lane, block] = tail
-    p.lru_next[lane, block] = -1
+    p.prefix[1, lane, block] = tail
+    p.prefix[2, lane, block] = -1
     if tail >= 0:
-        p.lru_next[lane, tail] = block
+        p.prefix[2, lane, tail] = block
     else:
         p.lane[lane].lru_head = block
     p.lane[lane].lru_tail = block
@@ -52,7 +52,7 @@ def allocate(p, lane, count):
         while p.lane[lane].free < count:
             block = p.lane[lane].lru_head
             _unlink(p, lane, block)
-            p.ref[lane, block] = -1
+            p.prefix[0, lane, block] = -1
             p.lane[lane].free += p.cfg[0].hash_blocks
     p.lane[lane].free -= count
     return True
@@ -67,7 +67,7 @@ def match_prefix(p, lane, r):
     lo, n = p.req[r].block_lo, p.req[r].block_n
     usable = min(n, (p.req[r].input - 1) // tokens)
     hit = 0
-    while hit < usable and p.ref[lane, p.hashes[lo + hit]] >= 0:
+    while hit < usable and p.prefix[0, lane, p.blocks[0, lo + hit]] >= 0:
         hit += 1
     return hit * tokens
 
@@ -77,11 +77,11 @@ def take_prefix(p, lane, r, tokens):
     """Reference the cached blocks of the first ``tokens`` prompt tokens."""
     lo = p.req[r].block_lo
     for j in range(tokens // p.cfg[0].hash_tokens):
-        block = p.hashes[lo + j]
-        if p.ref[lane, block] == 0:
+        block = p.blocks[0, lo + j]
+        if p.prefix[0, lane, block] == 0:
             _unlink(p, lane, block)
-        p.ref[lane, block] += 1
-        p.owned[lo + j] = 1
+        p.prefix[0, lane, block] += 1
+        p.blocks[1, lo + j] = 1
         p.req[r].shared += 1
 
 
@@ -94,11 +94,15 @@ def register(p, lane, r, before, after):
     lo = p.req[r].block_lo
     limit = min(after, p.req[r].input) // tokens
     for j in range(before // tokens, min(limit, p.req[r].block_n)):
-        block = p.hashes[lo + j]
+        block = p.blocks[0, lo + j]
         # a twin computed at the same time by another request stays private
-        if p.owned[lo + j] == 0 and p.ref[lane, block] < 0 and p.req[r].held >= p.cfg[0].hash_blocks:
-            p.ref[lane, block] = 1
-            p.owned[lo + j] = 1
+        if (
+            p.blocks[1, lo + j] == 0
+            and p.prefix[0, lane, block] < 0
+            and p.req[r].held >= p.cfg[0].hash_blocks
+        ):
+            p.prefix[0, lane, block] = 1
+            p.blocks[1, lo + j] = 1
             p.req[r].shared += 1
             p.req[r].held -= p.cfg[0].hash_blocks
 
@@ -112,9 +116,9 @@ def release_blocks(p, lane, r):
         p.req[r].shared = 0
         lo = p.req[r].block_lo
         for j in range(p.req[r].block_n - 1, -1, -1):
-            if p.owned[lo + j]:
-                p.owned[lo + j] = 0
-                block = p.hashes[lo + j]
-                p.ref[lane, block] -= 1
-                if p.ref[lane, block] == 0:
+            if p.blocks[1, lo + j]:
+                p.blocks[1, lo + j] = 0
+                block = p.blocks[0, lo + j]
+                p.prefix[0, lane, block] -= 1
+                if p.prefix[0, lane, block] == 0:
                     _append(p, lane, block)

@@ -43,15 +43,15 @@ def lane_seconds(p, lane, slot):
     """Seconds of one lane's own work (not the group ops); attention by term goes to ``scratch[slot]``."""
     count = p.lane[lane].running
     queries = p.cfg[0].draft + 1
-    total = p.lane_s[p.lane[lane].tokens] + p.head_s[p.lane[lane].rows]
+    total = p.table[0, p.lane[lane].tokens] + p.table[2, p.lane[lane].rows]
     for term in range(p.attn.shape[0]):
         window = int(p.attn[term, _WINDOW])
         keys, sequences, pairs, read, tokens = 0, 0, 0, 0, 0
         for i in range(count):
-            n = p.batch[lane, i]
+            n = p.seats[1, lane, i]
             if n == 0:
                 continue
-            r = p.running[lane, i]
+            r = p.seats[0, lane, i]
             done = p.req[r].done
             if p.req[r].input + p.req[r].generated - done == 1 and p.req[r].generated > 0:
                 sequences += 1
@@ -78,12 +78,12 @@ def lane_seconds(p, lane, slot):
 @nb.njit(cache=True)
 def commit_step(p, replica, lane, slot, group_tokens):
     """Book one step whose slowest lane is ``lane`` (attention in ``scratch[slot]``) into the breakdowns."""
-    p.lane_hist[p.lane[lane].tokens] += 1
-    p.head_hist[p.lane[lane].rows] += 1
-    p.group_hist[group_tokens] += 1
+    p.hist[0, p.lane[lane].tokens] += 1
+    p.hist[2, p.lane[lane].rows] += 1
+    p.hist[1, group_tokens] += 1
     for term in range(p.attn.shape[0]):
-        p.attn_s[term, 0] += p.scratch[slot, term, 0]
-        p.attn_s[term, 1] += p.scratch[slot, term, 1]
+        p.attn[term, 8] += p.scratch[slot, term, 0]
+        p.attn[term, 9] += p.scratch[slot, term, 1]
     p.rep[replica].overhead_s += p.cfg[0].overhead_s
 
 
@@ -103,7 +103,7 @@ def step_seconds(p, engine):
         if seconds > worst:
             worst, slowest = seconds, slot
     commit_step(p, replica, first + slowest, slowest, group)
-    work = p.cfg[0].overhead_s + worst + p.group_s[group]
+    work = p.cfg[0].overhead_s + worst + p.table[1, group]
     if p.cfg[0].draft > 0 and decodes > 0:
         p.rep[replica].draft_s += p.cfg[0].draft_s
         work += p.cfg[0].draft_s

@@ -18,12 +18,12 @@ def push_back(p, lane, r):
     cls = p.req[r].cls
     p.req[r].next = -1
     p.req[r].status = _WAITING
-    tail = p.wtail[lane, cls]
+    tail = p.queue[1, lane, cls]
     if tail >= 0:
         p.req[tail].next = r
     else:
-        p.whead[lane, cls] = r
-    p.wtail[lane, cls] = r
+        p.queue[0, lane, cls] = r
+    p.queue[1, lane, cls] = r
     p.lane[lane].waiting += 1
 
 
@@ -32,20 +32,20 @@ def push_front(p, lane, r):
     """Queue a preempted request before the others of its class."""
     cls = p.req[r].cls
     p.req[r].status = _WAITING
-    p.req[r].next = p.whead[lane, cls]
-    if p.whead[lane, cls] < 0:
-        p.wtail[lane, cls] = r
-    p.whead[lane, cls] = r
+    p.req[r].next = p.queue[0, lane, cls]
+    if p.queue[0, lane, cls] < 0:
+        p.queue[1, lane, cls] = r
+    p.queue[0, lane, cls] = r
     p.lane[lane].waiting += 1
 
 
 @nb.njit(cache=True)
 def pop_waiting(p, lane, cls):
     """Take the first request of a class off the queue."""
-    r = p.whead[lane, cls]
-    p.whead[lane, cls] = p.req[r].next
+    r = p.queue[0, lane, cls]
+    p.queue[0, lane, cls] = p.req[r].next
     if p.req[r].next < 0:
-        p.wtail[lane, cls] = -1
+        p.queue[1, lane, cls] = -1
     p.req[r].next = -1
     p.lane[lane].waiting -= 1
     return r
@@ -66,7 +66,7 @@ def _victim(p, lane, i):
         return last
     worst = last
     for j in range(last, -1, -1):
-        if p.req[p.running[lane, j]].cls > p.req[p.running[lane, worst]].cls:
+        if p.req[p.seats[0, lane, j]].cls > p.req[p.seats[0, lane, worst]].cls:
             worst = j
     return worst
 
@@ -74,12 +74,12 @@ def _victim(p, lane, i):
 @nb.njit(cache=True)
 def _preempt(p, lane, replica, j):
     """Take running request number ``j`` off the batch; its tokens are computed again, or swapped back, later."""
-    r = p.running[lane, j]
+    r = p.seats[0, lane, j]
     for k in range(j, p.lane[lane].running - 1):
-        p.running[lane, k] = p.running[lane, k + 1]
-        p.batch[lane, k] = p.batch[lane, k + 1]
+        p.seats[0, lane, k] = p.seats[0, lane, k + 1]
+        p.seats[1, lane, k] = p.seats[1, lane, k + 1]
     p.lane[lane].running -= 1
-    p.batch[lane, p.lane[lane].running] = 0
+    p.seats[1, lane, p.lane[lane].running] = 0
     if p.cfg[0].swap:
         p.req[r].swapped = 1
         p.lane[lane].swap_blocks += (p.req[r].done + p.cfg[0].block - 1) // p.cfg[0].block
@@ -93,7 +93,7 @@ def _preempt(p, lane, replica, j):
 
 @nb.njit(cache=True)
 def _book(p, lane, i, n, emits, decode):
-    p.batch[lane, i] = n
+    p.seats[1, lane, i] = n
     p.lane[lane].tokens += n
     if decode:
         p.lane[lane].decodes += 1
@@ -124,7 +124,7 @@ def _continue(p, lane, replica, budget, chunk, decodes, prefills):
     preempted = False
     i = 0
     while i < p.lane[lane].running:
-        r = p.running[lane, i]
+        r = p.seats[0, lane, i]
         need = p.req[r].input + p.req[r].generated - p.req[r].done
         decode = need == 1 and p.req[r].generated > 0
         if (decode and not decodes) or (not decode and not prefills):
@@ -140,8 +140,8 @@ def _continue(p, lane, replica, budget, chunk, decodes, prefills):
         while missing > 0 and not allocate(p, lane, missing):
             preempted = True
             j = _victim(p, lane, i)
-            loser = p.running[lane, j]
-            booked = p.batch[lane, j]
+            loser = p.seats[0, lane, j]
+            booked = p.seats[1, lane, j]
             _unbook(p, lane, loser, booked)
             budget += booked
             _preempt(p, lane, replica, j)
@@ -168,11 +168,11 @@ def _admit(p, lane, replica, now, budget, chunk):
     cfg = p.cfg[0]
     while p.lane[lane].running < cfg.max_seqs and budget > 0:
         cls = 0
-        while cls < p.whead.shape[1] and p.whead[lane, cls] < 0:
+        while cls < p.queue.shape[2] and p.queue[0, lane, cls] < 0:
             cls += 1
-        if cls == p.whead.shape[1]:
+        if cls == p.queue.shape[2]:
             return
-        r = p.whead[lane, cls]
+        r = p.queue[0, lane, cls]
         if p.req[r].swapped:
             done, hit = p.req[r].done, 0
         else:
@@ -196,7 +196,7 @@ def _admit(p, lane, replica, now, budget, chunk):
         if hit > 0:
             lo = p.req[r].block_lo
             for j in range(hit // cfg.hash_tokens):
-                if p.ref[lane, p.hashes[lo + j]] == 0:
+                if p.prefix[0, lane, p.blocks[0, lo + j]] == 0:
                     idle_hit += cfg.hash_blocks
         missing = max(0, _blocks_for(p, r, tokens) - hit // cfg.block)
         if missing + idle_hit + cfg.watermark * p.lane[lane].total > available(p, lane):
@@ -217,7 +217,7 @@ def _admit(p, lane, replica, now, budget, chunk):
         if p.req[r].scheduled != p.req[r].scheduled:
             p.req[r].scheduled = now
         i = p.lane[lane].running
-        p.running[lane, i] = r
+        p.seats[0, lane, i] = r
         p.lane[lane].running = i + 1
         _book(p, lane, i, n, 1 if n == need else 0, decode)
         budget -= n
@@ -237,7 +237,7 @@ def schedule_lane(p, lane, replica, now):
     state.swap_blocks = 0
     state.steady = 0
     for i in range(state.running):
-        p.batch[lane, i] = 0
+        p.seats[1, lane, i] = 0
     budget, chunk = cfg.max_tokens, cfg.prefill_chunk
     if cfg.prefill_first:
         budget, chunk, preempted = _continue(p, lane, replica, budget, chunk, False, True)

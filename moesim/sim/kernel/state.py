@@ -11,7 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["CONFIG", "ENGINE", "ITL_BINS", "ITL_LOW_S", "ITL_RATIO", "LANE", "REPLICA", "REQUEST", "PoolState", "Status"]
+__all__ = [
+    "CONFIG",
+    "ENGINE",
+    "ITL_BINS",
+    "ITL_LOW_S",
+    "ITL_RATIO",
+    "LANE",
+    "REPLICA",
+    "REQUEST",
+    "PoolState",
+    "Status",
+]
 
 
 class Status(IntEnum):
@@ -53,7 +64,7 @@ REPLICA = np.dtype(
     [
         ("slow", "f8"), ("area", "f8"), ("area_t", "f8"), ("busy", "f8"), ("busy_since", "f8"), ("step_s", "f8"),
         ("overhead_s", "f8"), ("swap_s", "f8"), ("straggle_s", "f8"), ("hop_s", "f8"), ("draft_s", "f8"),
-        ("peak", "f8"), ("present", "i8"), ("steps", "i8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"),
+        ("peak", "f8"), ("step_last", "f8"), ("present", "i8"), ("steps", "i8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"),
         ("cached_tokens", "i8"), ("preemptions", "i8"), ("tokens", "i8"), ("inflight", "i4"), ("alive", "i4"),
         ("timeline_n", "i8"), ("timeline_stride", "i8"), ("timeline_seen", "i8"),
     ],
@@ -76,7 +87,7 @@ CONFIG = np.dtype(
 class PoolState(NamedTuple):
     """All arrays of one pool (E engines, L lanes, R replicas, N requests of the run, U distinct hash blocks).
 
-    ``req`` and ``owned`` are shared by the pools of a run: a request is in one pool at a time.
+    ``req`` and ``blocks`` are shared by the pools of a run: a request is in one pool at a time.
     """
 
     cfg: Any  # CONFIG [1]
@@ -84,28 +95,16 @@ class PoolState(NamedTuple):
     lane: Any  # LANE [L]
     eng: Any  # ENGINE [E]
     rep: Any  # REPLICA [R]
-    running: Any  # i4 [L, max_seqs]: requests in order of admission
-    batch: Any  # i4 [L, max_seqs]: tokens of each in the step in progress
-    whead: Any  # i4 [L, classes]: first waiting request of each priority class, -1 for none
-    wtail: Any  # i4 [L, classes]
-    hashes: Any  # i4 [total]: hash blocks of all prompts
-    owned: Any  # u1 [total]: this request counts in the block's reference count
-    ref: Any  # i4 [L, U]: users of a cached block, 0 idle, -1 not cached
-    lru_prev: Any  # i4 [L, U]
-    lru_next: Any  # i4 [L, U]
-    lane_s: Any  # f8 [max_tokens + 1]
-    group_s: Any  # f8 [lanes * max_tokens + 1]
-    head_s: Any  # f8 [rows + 1]
-    attn: Any  # f8 [terms, 8]: window, launch, decode flop/kv/seq, prefill flop/kv/token
-    share: Any  # f8 [stages]
-    hop_s: Any  # f8 [max_tokens + 1]
-    stage_free: Any  # f8 [R, stages]
-    scratch: Any  # f8 [D, terms, 2]: attention seconds of the step being priced
-    run_keys: Any  # i8 [D, terms, 2]: keys and their growth per step in a run of equal steps
-    lane_hist: Any  # i8 [max_tokens + 1]: steps by tokens of the slowest lane
-    group_hist: Any  # i8 [lanes * max_tokens + 1]
-    head_hist: Any  # i8 [rows + 1]
-    attn_s: Any  # f8 [terms, 2]: seconds of decode and prefill attention
-    itl: Any  # i8 [ITL_BINS]
+    seats: Any  # i4 [2, L, max_seqs]: 0 running requests in order of admission, 1 their tokens in the step in progress
+    queue: Any  # i4 [2, L, classes]: 0 first, 1 last waiting request of each priority class, -1 for none
+    blocks: Any  # i4 [2, total]: 0 hash blocks of all prompts, 1 whether the request counts as a user of the block
+    prefix: Any  # i4 [3, L, U]: 0 users of a cached block (0 idle, -1 not cached), 1 and 2 its LRU neighbours
+    table: Any  # f8 [4, longest]: seconds by 0 lane tokens, 1 group tokens, 2 sampled rows, 3 tokens of a hop
+    hist: (
+        Any  # i8 [4, longest]: steps by 0 lane tokens, 1 group tokens, 2 sampled rows; 3 gaps between tokens
+    )
+    attn: Any  # f8 [terms, 10]: window, launch, decode flop/kv/seq, prefill flop/kv/token; seconds of decode, prefill
+    stage: Any  # f8 [R + 1, stages]: when each stage is free; the last row is the stage's share of a step
+    scratch: Any  # f8 [D, terms, 4]: decode and prefill seconds of the step being priced; keys of a run, and growth
     timeline: Any  # f8 [R, points, 6]: time, waiting, running, kv used, tokens, seconds
     outbox: Any  # i4 [N + 1]: requests that left since the caller last looked; [0] is the count
