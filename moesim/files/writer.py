@@ -38,11 +38,24 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def dump_yaml(data: Any) -> str:
     """Return ``data`` (plain dicts, lists, scalars) as YAML 1.2 text, keys in the given order."""
     from ruamel.yaml import YAML  # noqa: PLC0415 - only when writing
+    from ruamel.yaml.comments import CommentedSeq  # noqa: PLC0415
+
+    def short_rows(value: Any) -> Any:
+        """Write a short list of scalars on one line: ``[mla, dense]``."""
+        if isinstance(value, dict):
+            return {key: short_rows(item) for key, item in value.items()}
+        if not isinstance(value, list):
+            return value
+        row = CommentedSeq(short_rows(item) for item in value)
+        scalars = not any(isinstance(item, dict | list) for item in value)
+        if scalars and sum(len(str(item)) + 2 for item in value) <= 80:
+            row.fa.set_flow_style()
+        return row
 
     yaml = YAML(typ="rt", pure=True)
     yaml.default_flow_style = False
     yaml.width = 110
     yaml.indent(mapping=2, sequence=4, offset=2)
     buffer = io.StringIO()
-    yaml.dump(data, buffer)
+    yaml.dump(short_rows(data), buffer)
     return buffer.getvalue()

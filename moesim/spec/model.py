@@ -196,6 +196,8 @@ class Published(Spec):
     """Parameters."""
     active: float | None = None
     """Parameters used per token."""
+    active_excludes: Literal["nothing", "embedding", "embedding and head"] = "nothing"
+    """What the authors leave out of ``active``; the derived active counts both."""
     tolerance: float = 0.005
     """How far the derived total may be off: the published figures are rounded."""
     active_tolerance: float = 0.05

@@ -62,13 +62,15 @@ def mixtral(c: Config, *, qk_norm: bool = False, bias: bool = False) -> Parts:
     }
     attention = {**grouped_query(c, qk_norm=qk_norm, bias=bias), "window": _sliding(c)}
     attention["output_bias"] = c.flag("attention_bias") and c.data.get("model_type") == "phimoe"
+    c.skip("lm_head_bias")  # one value per word, nothing beside the head
     return Parts({"full": attention}, {"moe": ffn}, [("full", "moe")] * c.integer("num_hidden_layers"))
 
 
 def arctic(c: Config) -> Parts:
     """Snowflake Arctic: a dense FFN as wide as the model beside the experts of every layer."""
     parts = mixtral(c)
-    if c.flag("parallel_attn_mlp_res", "use_residual", default=True):
+    c.skip("use_residual")
+    if c.flag("parallel_attn_mlp_res"):
         parts.ffns["moe"]["dense_residual"] = c.integer("hidden_size")
     if c.integer("moe_layer_frequency", default=1) != 1:
         raise c.error("moe_layer_frequency", "expected 1, experts in every layer")

@@ -135,11 +135,9 @@ def read_weights(
 def _scheme(config: dict[str, Any], plain: str, where: str) -> _Scheme:
     scheme = _Scheme(plain)
     method = str(config.get("quant_method") or "modelopt").lower()
-    excluded = [
-        str(name)
-        for key in ("exclude_modules", "ignore", "modules_to_not_convert", "ignored_layers")
-        for name in (config.get(key) if isinstance(config.get(key), list) else ())
-    ]
+    keys = ("exclude_modules", "ignore", "modules_to_not_convert", "ignored_layers")
+    lists = [config[key] for key in keys if isinstance(config.get(key), list)]
+    excluded = [str(name) for names in lists for name in names]
     scheme.excluded = [name if name.startswith("re:") else _PREFIX.sub("", name) for name in excluded]
     scheme.kv_cache = _kv_cache(config, where)
     if "quant_algo" in config or (method == "modelopt" and "config_groups" not in config):
