@@ -43,6 +43,7 @@ __all__ = [
     "Profile",
     "QuantileGap",
     "Quantiles",
+    "Rewrite",
     "Sessions",
     "SharedPrefix",
     "TraceArrivals",
@@ -208,32 +209,56 @@ class LogNormalGap(Spec):
     cv: PositiveFloat
 
 
+class Rewrite(Spec):
+    """Turns whose prompt keeps only the beginning of the last one: edited, branched or compacted history."""
+
+    prompt: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """Lengths of the last prompt in tokens, rising, at which ``share`` is given; flat outside."""
+    share: tuple[Fraction, ...]
+    """Share of the turns after such a prompt that keep only part of it."""
+    levels: tuple[Fraction, ...] = Field(min_length=2)
+    """Cumulative probabilities from 0 to 1, rising."""
+    kept: tuple[Fraction, ...]
+    """Kept share of the last prompt at each level, not falling."""
+    growth: Quantiles
+    """Tokens added to what is kept."""
+
+    @model_validator(mode="after")
+    def _is_quantile_function(self) -> Rewrite:
+        _check_table(self.levels, self.kept, "kept")
+        if len(self.prompt) != len(self.share) or any(b <= a for a, b in pairwise(self.prompt)):
+            raise ValueError("expected rising values in 'prompt', and as many in 'share'")
+        return self
+
+
 class Sessions(Spec):
     """Conversations: each turn's prompt keeps what the last one said and adds to it.
 
-    ``arrivals`` states the rate of *requests*: sessions start at that rate over the mean number of turns.
-    ``lengths`` draws the first prompt and every output.
+    ``arrivals`` states the rate of *requests*: sessions start at that rate over the mean number of turns, from
+    long before time 0 on, so that conversations are under way when the run begins.
+    ``lengths`` draws every output, and the first prompt unless ``first`` says otherwise.
     """
 
     kind: Literal["sessions"] = "sessions"
     turns: tuple[NonNegativeFloat, ...] = Field(min_length=1)
     """Relative frequency of sessions with 1, 2, 3, ... turns."""
+    first: Quantiles | None = None
+    """Prompt tokens of first turns, where ``lengths.input`` stands for all turns together."""
+    single: Quantiles | None = None
+    """Prompt tokens of sessions that have one turn only, where they differ from ``first``."""
     gap: Annotated[QuantileGap | LogNormalGap, Field(discriminator="kind")]
     """Arrival to arrival between turns. Open loop: it does not wait for the answer."""
     growth: Quantiles
-    """Tokens a turn adds to what it keeps: the last answer, if sent back, and the new question."""
-    retained_levels: tuple[Fraction, ...] = (0.0, 1.0)
-    """Levels of the quantile function of the share of the last prompt that the next one starts with."""
-    retained: tuple[Fraction, ...] = (1.0, 1.0)
-    """Share kept at each level: 1 for plain chat, less where history is edited or compacted."""
+    """Tokens a turn adds to the whole last prompt: the last answer, if sent back, and the new question."""
+    rewrite: Rewrite | None = None
+    """Turns that keep only part of the last prompt."""
     common_tokens: NonNegativeInt = 0
     """Tokens at the start of every prompt, e.g. the system prompt; part of the input."""
     block_tokens: PositiveInt = 16
     """Tokens per block hash."""
 
     @model_validator(mode="after")
-    def _tables(self) -> Sessions:
-        _check_table(self.retained_levels, self.retained, "retained")
+    def _some_turns(self) -> Sessions:
         if sum(self.turns) <= 0:
             raise ValueError("turns: expected at least one positive frequency")
         return self

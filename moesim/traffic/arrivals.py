@@ -1,7 +1,7 @@
 """Arrival times: unit-rate renewal epochs, warped by the inverse of the cumulative rate.
 
-Every rate-modulated process here is the same two steps: draw epochs of a renewal process with mean gap 1, then map
-them through the inverse of the expected number of arrivals up to time t (the time change of point
+Every rate-modulated process here is the same two steps: draw epochs of a renewal process with mean gap 1,
+then map them through the inverse of the expected number of arrivals up to time t (the time change of point
 processes). With exponential gaps the result is an exact (modulated) Poisson process.
 """
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
+from moesim.spec.arrivals import Diurnal, Profile
 from moesim.spec.traffic import QuantileGap
 from moesim.traffic.arrivals import arrival_times
 from moesim.traffic.lengths import clip_lengths, draw_lengths, quantile
@@ -16,6 +17,7 @@ from moesim.traffic.requests import dense
 from moesim.traffic.streams import stream
 
 if TYPE_CHECKING:
+    from moesim.spec.arrivals import Arrivals
     from moesim.spec.traffic import LogNormalGap, Sessions, SharedPrefix, TrafficSpec
 
 __all__ = ["Conversations", "draw_sessions", "shared_blocks", "shared_groups"]
@@ -23,6 +25,7 @@ __all__ = ["Conversations", "draw_sessions", "shared_blocks", "shared_groups"]
 Floats = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,26 +70,44 @@ def shared_blocks(prefix: SharedPrefix, group: Longs, inputs: Longs) -> tuple[Lo
 def draw_sessions(traffic: TrafficSpec, prefix: Sessions, n: int, seed: int) -> Conversations:
     """Draw the first ``n`` requests, in order of arrival, of sessions that start by ``traffic.arrivals``.
 
-    The system is empty at time 0, so the first turns' share falls until conversations have built up.
+    Sessions have started long before time 0, so the request rate holds from the beginning; of those under way,
+    the turns before time 0 are cut off.
     """
-    sessions = 64 + int(1.3 * n / prefix.mean_turns)
+    lead = _lead(traffic.arrivals, prefix)
+    rate = traffic.mean_rate or 1.0
+    sessions = 64 + int(1.3 * (n + lead * rate) / prefix.mean_turns)
     while True:
-        start = arrival_times(traffic.arrivals, sessions, seed, squeeze=prefix.mean_turns)
+        start = arrival_times(traffic.arrivals, sessions, seed, squeeze=prefix.mean_turns) - lead
         turns = _turns(prefix, sessions, seed)
         first = np.concatenate([[0], np.cumsum(turns)])
         session = np.repeat(np.arange(sessions), turns)
         turn = np.arange(first[-1]) - first[session]
         when = _times(prefix, start, turn, first, seed)
         # only times before the last start are final: later sessions cannot come in between
-        if np.count_nonzero(when < start[-1]) >= n:
+        if np.count_nonzero((when >= 0) & (when < start[-1])) >= n:
             break
         sessions *= 2
-    inputs, outputs, kept = _contents(traffic, prefix, turn, seed)
-    order = np.argsort(when, kind="stable")[:n]
+    inputs, outputs, kept = _contents(traffic, prefix, turn, np.repeat(turns == 1, turns), seed)
+    order = np.argsort(when, kind="stable")
+    begin = int(np.searchsorted(when[order], 0.0, side="left"))
+    order = order[begin : begin + n]
     offset, keys = _session_keys(prefix, inputs, kept, order)
-    return Conversations(
-        when[order], inputs[order], outputs[order], _relabel(session[order]), offset, dense(keys)
-    )
+    label = dense(session[order]).astype(np.int64)
+    return Conversations(when[order], inputs[order], outputs[order], label, offset, dense(keys))
+
+
+def _lead(arrivals: Arrivals, prefix: Sessions) -> float:
+    """Return seconds of traffic before time 0: longer than a session, and whole periods of the arrivals."""
+    gap = prefix.gap
+    mean = np.trapezoid(gap.times, gap.levels) if isinstance(gap, QuantileGap) else gap.mean
+    lead = float(mean) * len(prefix.turns)
+    if isinstance(arrivals, Profile):
+        period = arrivals.bin * len(arrivals.weights)
+    elif isinstance(arrivals, Diurnal):
+        period = arrivals.period
+    else:
+        return lead
+    return float(np.ceil(lead / period)) * period
 
 
 def _turns(prefix: Sessions, sessions: int, seed: int) -> Longs:
@@ -114,21 +135,40 @@ def _gap(gap: QuantileGap | LogNormalGap, u: Floats) -> Floats:
     return np.asarray(np.exp(np.log(gap.mean) - variance / 2 + np.sqrt(variance) * ndtri(u)))
 
 
-def _contents(traffic: TrafficSpec, prefix: Sessions, turn: Longs, seed: int) -> tuple[Longs, Longs, Longs]:
+def _contents(
+    traffic: TrafficSpec, prefix: Sessions, turn: Longs, single: Bools, seed: int
+) -> tuple[Longs, Longs, Longs]:
     """Return (inputs, outputs, kept): tokens of each turn, and how many the last prompt had already."""
     drawn, outputs = draw_lengths(traffic.lengths, len(turn), seed)
-    growth = quantile(stream(seed, "prefix.growth").random(len(turn)), prefix.growth)
-    u = stream(seed, "prefix.retained").random(len(turn))
-    share = np.interp(u, prefix.retained_levels, prefix.retained)
+    growth = stream(seed, "prefix.growth").random(len(turn))
+    rewrite = stream(seed, "prefix.rewrite").random((len(turn), 2))
+    u = stream(seed, "prefix.first").random(len(turn))
+    if prefix.first is not None:
+        drawn = quantile(u, prefix.first)
+    if prefix.single is not None:
+        drawn = np.where(single, quantile(u, prefix.single), drawn)
     inputs, outputs = clip_lengths(drawn, outputs, traffic.clip)
     kept = np.zeros(len(turn), np.int64)
     for depth in range(1, int(turn.max(initial=0)) + 1):
         rows = np.flatnonzero(turn == depth)
         last = inputs[rows - 1]
-        keep = np.minimum(np.maximum((share[rows] * last).astype(np.int64), prefix.common_tokens), last)
-        inputs[rows], outputs[rows] = clip_lengths(keep + growth[rows], outputs[rows], traffic.clip)
+        keep, added = _continue(prefix, last, growth[rows], rewrite[rows])
+        inputs[rows], outputs[rows] = clip_lengths(keep + added, outputs[rows], traffic.clip)
         kept[rows] = np.minimum(keep, inputs[rows])
     return inputs, outputs, kept
+
+
+def _continue(prefix: Sessions, last: Longs, growth: Floats, rewrite: Floats) -> tuple[Longs, Longs]:
+    """Return (kept, added) tokens [m] after prompts of ``last`` tokens, by uniform draws [m] and [m, 2]."""
+    keep, added, rule = last.copy(), quantile(growth, prefix.growth), prefix.rewrite
+    if rule is not None:
+        rows = np.flatnonzero(rewrite[:, 0] < np.interp(last, rule.prompt, rule.share))
+        share = np.interp(rewrite[rows, 1], rule.levels, rule.kept)
+        keep[rows] = np.minimum(
+            np.maximum((share * last[rows]).astype(np.int64), prefix.common_tokens), last[rows]
+        )
+        added[rows] = quantile(growth[rows], rule.growth)
+    return keep, added
 
 
 def _session_keys(prefix: Sessions, inputs: Longs, kept: Longs, order: Longs) -> tuple[Longs, Longs]:
@@ -145,10 +185,6 @@ def _session_keys(prefix: Sessions, inputs: Longs, kept: Longs, order: Longs) ->
     width = int(place.max(initial=0)) + 1
     keys = np.where(place < common[order][owner], place, (writer + 1) * width + place)
     return offset, keys
-
-
-def _relabel(session: Longs) -> Longs:
-    return dense(session).astype(np.int64)
 
 
 def _flat(counts: Longs) -> tuple[Longs, Longs, Longs]:
