@@ -1,0 +1,176 @@
+"""Page: one run as one HTML file that opens offline, on a phone, in light and dark, and prints."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from moesim.files import write_atomic
+from moesim.report import draw, figures, words
+from moesim.results import LAWS, check, summary
+from moesim.results.latency import PERCENTILES
+from moesim.results.tables import rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moesim.results import Result
+
+__all__ = ["render", "report"]
+
+_MOST_REPLICAS = 200
+
+
+def report(result: Result, path: Path) -> Path:
+    """Write the report of a run to ``path``.
+
+    Equal runs give equal bytes, apart from the wall time. The file carries its drawing library (plotly.js,
+    about 4.8 MB) and loads nothing from anywhere.
+
+    Returns
+    -------
+    path
+
+    Raises
+    ------
+    SpecError : the file cannot be written, or a target or price of the scenario is not readable
+    LawBroken : the tables break a law, so their numbers must not be shown
+    """
+    write_atomic(path, render(result))
+    return path
+
+
+def render(result: Result) -> str:
+    """Return the report of a run as HTML text; see ``report``."""
+    found = summary(result)
+    verdict, sentence = words.verdict_sentence(result)
+    command, recorded = words.command(result)
+    scenario = result.manifest["scenario"]
+    scenario_values, left_out = words.scenario_rows(result)
+    laws = check(result)
+    drawn = _figures(result)
+    return _template().render(
+        name=str(scenario.get("name", "unnamed")),
+        title=str(scenario.get("title") or scenario.get("name", "unnamed")),
+        description=str(scenario.get("description") or ""),
+        version=result.manifest.get("version"),
+        verdict=verdict,
+        sentence=sentence,
+        warning=words.bound_warning(found["sources"]),
+        run=words.what_was_run(result),
+        numbers=words.key_numbers(result, found),
+        latency=words.latency_rows(found),
+        latency_columns=["mean", *(f"p{p}" for p in PERCENTILES)],
+        percentiles=found["definitions"]["percentiles"],
+        figures=drawn,
+        kinds=figures.time_by(result, "kind"),
+        ops=figures.time_by(result, "op"),
+        sources=found["sources"],
+        source_names=figures.SOURCES,
+        experts=figures.expert_load(result),
+        replicas=_replicas(result),
+        replicas_left_out=max(len(result.tables.replicas) - _MOST_REPLICAS, 0),
+        laws=[(name, laws[name], _first_line(law.__doc__)) for name, (law, _) in LAWS.items()],
+        notes=words.notes(result.manifest, "pricing_notes"),
+        memory=words.notes(result.manifest, "memory"),
+        cited=words.cited_sources(result),
+        scenario_rows=scenario_values,
+        scenario_left_out=left_out,
+        command=command,
+        recorded=recorded,
+        seed=result.manifest.get("seed"),
+        definitions=found["definitions"],
+        quantity=words.quantity,
+        style=Markup(_read("page.css")),  # noqa: S704 - our own file
+        script=Markup(_read("page.js")),  # noqa: S704 - our own file
+        plotly=Markup(_plotly()),  # noqa: S704 - the library as shipped
+        figures_json=_embed(_rounded({f["id"]: f["figure"] for f in drawn.values()})),
+        summary_json=_embed(found),
+    )
+
+
+def _figures(result: Result) -> dict[str, dict[str, Any]]:
+    """Return the figures that have data: id -> id, label for readers who do not see it, plotly figure."""
+    drawn: dict[str, tuple[str, draw.Figure]] = {}
+    for data in figures.latency_cdfs(result):
+        if data["value"]:
+            label = f"Distribution of {data['metric'].upper()} over {data['requests']} measured requests"
+            drawn[f"cdf-{data['metric']}"] = (label, draw.draw_cdf(data))
+    if len(result.tables.requests):
+        label = "Requests waiting, prefilling and decoding over time"
+        drawn["presence"] = (label, draw.draw_presence(figures.presence(result)))
+    pools = figures.samples(result)
+    if pools:
+        drawn["samples"] = ("Queue, batch and KV cache over time", draw.draw_samples(pools))
+    for column in ("kind", "op"):
+        data_rows = figures.time_by(result, column)
+        if data_rows:
+            drawn[f"time-{column}"] = (f"Engine time by {column} and source", draw.draw_time(data_rows))
+    load = figures.expert_load(result)
+    if load is not None:
+        drawn["experts"] = ("Expert load by layer, over an even share", draw.draw_experts(load))
+    return {key: {"id": key, "label": label, "figure": figure} for key, (label, figure) in drawn.items()}
+
+
+def _replicas(result: Result) -> list[dict[str, str]]:
+    show = words.quantity
+    return [
+        {
+            "replica": f"{row.pool} {row.replica}",
+            "devices": show(row.devices),
+            "steps": show(row.steps),
+            "in service": show(row.alive_s, "s"),
+            "busy": show(row.busy_s / row.alive_s if row.alive_s > 0 else None, "%"),
+            "prompt tokens": show(row.prefill_tokens),
+            "from cache": show(row.cached_tokens),
+            "output tokens": show(row.decode_tokens),
+            "requests present": show(row.requests_s / row.alive_s if row.alive_s > 0 else None),
+            "KV peak": show(row.kv_peak, "%"),
+            "preemptions": show(row.preemptions),
+            "energy": show(row.energy_J, "J"),
+        }
+        for row in rows(result.tables.replicas.head(_MOST_REPLICAS))
+    ]
+
+
+def _embed(data: Any) -> Markup:
+    """Return JSON that is safe inside a script element: no ``<`` is left that could end it."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
+
+
+def _rounded(value: Any) -> Any:
+    """Return figures with floats of five digits, finer than any screen; exact numbers stand in the tables."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_read("page.html.jinja"))
+
+
+def _read(name: str) -> str:
+    return resources.files("moesim.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - 5 MB, read only when a report is written
+
+    return str(get_plotlyjs())
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0].replace("``", "")
