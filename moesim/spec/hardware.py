@@ -40,7 +40,7 @@ class Compute(Spec):
     """Boost clock."""
     peaks: dict[Dtype, Flops]
     """Dense matrix rate per data type. An absent type is not supported; none is guessed from another's."""
-    vector: dict[Dtype, Flops] = {}
+    vector: dict[Dtype, Flops] = Field(default_factory=dict)
     """Rate outside the matrix units, where the vendor states one."""
 
 
@@ -120,8 +120,9 @@ class Link(Spec):
 
     kind: Literal["nvlink", "xgmi", "upi", "pcie", "ici", "d2d", "onchip", "none"]
     topology: Literal["switch", "mesh", "pcie_tree", "ring", "torus", "single"]
-    """``switch`` carries any pair at the full rate; a ``mesh`` gives each pair its own share of the links, so only
-    traffic to all peers at once reaches ``bandwidth``; ``pcie_tree`` shares the root; ``single`` is one device."""
+    """``switch`` carries any pair at the full rate; a ``mesh`` gives each pair its own share of the links, so
+    only traffic to all peers at once reaches ``bandwidth``; ``pcie_tree`` shares the root; ``single`` is one
+    device."""
     bandwidth: LinkRate | None = None
     """One way, per device."""
     latency: Seconds = 0.0
@@ -152,7 +153,7 @@ class Host(Spec):
     link_bandwidth: LinkRate | None = None
     """Host to device, one way, per link."""
     links: PositiveInt = 1
-    """Host links per node: one per device on most servers. Papers that assume one say so: set it to compare."""
+    """Host links per node: one per device on most servers. Some papers assume one: set it to compare."""
     link_kind: Literal["pcie3", "pcie4", "pcie5", "pcie6", "c2c", "unified"] = "pcie5"
     link_latency: Seconds = 0.0
     power: Power | None = None
@@ -185,7 +186,7 @@ class Fabric(Spec):
     """How nodes are joined."""
 
     kind: Literal["single_switch", "fat_tree", "rail_optimised", "nvlink_domain", "torus", "none"]
-    """``rail_optimised``: same-index devices share a leaf, other pairs cross the spine or use the node's link first."""
+    """``rail_optimised``: same-index devices share a leaf; others cross the spine, or use the node's link."""
     oversubscription: float = Field(default=1.0, ge=1.0)
     """Downlink over uplink bandwidth at the leaf; 1 is non-blocking."""
     leaf_nodes: PositiveInt = 32
@@ -218,8 +219,8 @@ def unsourced(spec: DeviceSpec | NodeSpec | ClusterSpec) -> tuple[str, ...]:
     """Return the dotted paths of the numbers that a file states and no source covers (DESIGN §1.5).
 
     A source covers a number when one of its ``fields`` equals the number's path, or is a whole-step prefix of
-    it (``memory.hbm`` covers ``memory.hbm.capacity``, not ``memory.hbm2.capacity``); ``*`` covers all. Defaults
-    that the file leaves alone are not facts of the file and are not asked for.
+    it (``memory.hbm`` covers ``memory.hbm.capacity``, not ``memory.hbm2.capacity``); ``*`` covers all.
+    Defaults that the file leaves alone are not facts of the file and are not asked for.
 
     Parameters
     ----------

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moesim.errors import NoResult, SpecError
 from moesim.files import catalog_names, find, nearest, read_yaml
 from moesim.spec.base import load_spec
 from moesim.spec.hardware import ClusterSpec, DeviceSpec, Fabric, Network, NodeSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "GroupShape",
@@ -159,7 +162,7 @@ def intra_latency(topology: Topology) -> float:
 
 
 def inter_latency(topology: Topology, nodes: int | None = None, *, same_rail: bool = True) -> float:
-    """Return the seconds of a small message to another node, with the spine hop where a group leaves its leaf.
+    """Return the seconds of a small message to another node, with the spine hop where it leaves its leaf.
 
     Raises
     ------
@@ -177,8 +180,8 @@ def inter_latency(topology: Topology, nodes: int | None = None, *, same_rail: bo
 def crosses_leaf(topology: Topology, nodes: int, *, same_rail: bool = True) -> bool:
     """Tell whether a group of ``nodes`` nodes, laid contiguously, must leave its leaf switch.
 
-    On a rail-optimised fabric a leaf is one rail of ``leaf_nodes`` nodes, so devices of different index always
-    meet at the spine; elsewhere the rail makes no difference.
+    On a rail-optimised fabric a leaf is one rail of ``leaf_nodes`` nodes, so devices of different index
+    always meet at the spine; elsewhere the rail makes no difference.
     """
     fabric = topology.cluster.fabric
     if nodes <= 1 or fabric.kind in {"single_switch", "nvlink_domain", "none"}:
@@ -220,8 +223,8 @@ def host_bandwidth(topology: Topology, tier: str | None = None) -> float:
 def resolve_cluster(name_or_path: str, beside: Path | None = None) -> Topology:
     """Find a cluster and resolve the node and device it names.
 
-    Accepted, first match wins: ``4x dgx-h100`` (an ad-hoc non-blocking cluster of a node), a path to a cluster
-    or node file, a cluster's catalog name, a node's catalog name (one node).
+    Accepted, first match wins: ``4x dgx-h100`` (an ad-hoc non-blocking cluster of a node), a path to a
+    cluster or node file, a cluster's catalog name, a node's catalog name (one node).
 
     Parameters
     ----------
