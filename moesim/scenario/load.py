@@ -19,7 +19,6 @@ from moesim.spec.scenario import ScenarioSpec
 
 __all__ = ["Loaded", "content_hash", "load", "origin_of", "variant_names"]
 
-_NOT_RESOLVED = ("extends", "variants")
 _ABOUT = "about"
 
 
@@ -75,7 +74,7 @@ def load(
     if "name" not in own.data:
         root = _with(root, "name", Value(path.stem, Origin(own.origin.where, 0, own.origin.label, path)))
     chosen = _names(variants)
-    root = _apply_variants(root, chosen)
+    root = _apply_variants(_without(root, ("variants",)), _variants(root), chosen)
     options = [_option(text) for text in sets]
     if seed is not None:
         options.append((("run", "seed"), Value(seed, Origin("--seed"))))
@@ -151,15 +150,15 @@ def _variants(root: Value) -> dict[str, Value]:
         return {}
     if not listed.is_mapping:
         raise SpecError(_problem(listed, "variants", "expected a mapping from names to overrides"))
-    for name, value in listed.data.items():
+    kept = {name: value for name, value in listed.data.items() if value.data is not None}  # null drops a base's variant
+    for name, value in kept.items():
         if not value.is_mapping:
             raise SpecError(_problem(value, f"variants.{name}", "expected a mapping of overrides"))
-    return {name: normalise(value) for name, value in listed.data.items()}
+    return {name: normalise(value) for name, value in kept.items()}
 
 
-def _apply_variants(root: Value, chosen: tuple[str, ...]) -> Value:
+def _apply_variants(root: Value, known: dict[str, Value], chosen: tuple[str, ...]) -> Value:
     """Lay the chosen variants over the root. Two that set the same key are refused: their order must not matter."""
-    known = _variants(root)
     for name in chosen:
         if name not in known:
             which = f"known: {', '.join(known)}" if known else "the scenario has none"
@@ -231,7 +230,7 @@ def _options(options: list[tuple[tuple[str, ...], Value]]) -> Value:
 
 
 def _resolve(root: Value, own: Origin) -> tuple[ScenarioSpec, Value]:
-    full, problems, missing = expand(_without(root, _NOT_RESOLVED))
+    full, problems, missing = expand(root)
     document = Merged(plain(full), own.where, path=own.path, root=full)
     try:
         scenario = validate(ScenarioSpec, document)

@@ -120,11 +120,13 @@ def _cluster(name: Value) -> Value:
     """Return a cluster file, a node as a cluster of one, or ``4x NODE`` as a cluster of four."""
     text = name.data.strip()
     ad_hoc = _SEVERAL.fullmatch(text) is not None
-    if text.endswith((".yaml", ".yml")):
+    if ad_hoc:
+        pass
+    elif text.endswith((".yaml", ".yml")):
         entry = read_layer(_find("cluster", "cluster", name))
         ad_hoc = entry.is_mapping and "kind" in entry.data and entry.data["kind"].data == "node"
     elif text not in catalog_names("cluster"):
-        ad_hoc = ad_hoc or text in catalog_names("node")
+        ad_hoc = text in catalog_names("node")
     if not ad_hoc:
         return _read("cluster", name)
     try:

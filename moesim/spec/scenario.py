@@ -10,14 +10,17 @@ from pydantic import Field, model_validator
 from moesim.spec.base import Finding, Source, Spec, findings
 from moesim.spec.deployment import Deployment, Economics, Pool, Run, Targets
 from moesim.spec.hardware import ClusterSpec, DeviceSpec, NodeSpec
-from moesim.spec.model import GroupedQuery, LinearAttention, ModelSpec, MoeFfn, MultiLatent
+from moesim.spec.model import Attention, GroupedQuery, LinearAttention, ModelSpec, MoeFfn, NoMixer
 from moesim.spec.routing import RoutingSpec
-from moesim.spec.traffic import TrafficSpec
+from moesim.spec.traffic import Sessions, SharedPrefix, TraceBlocks, TrafficSpec
 
 if TYPE_CHECKING:
     from moesim.spec.topology import Topology
 
 __all__ = ["ScenarioSpec", "scenario_findings"]
+
+_MOONCAKE_BLOCK = 512
+"""Tokens that one hash of a Mooncake trace stands for."""
 
 
 class ScenarioSpec(Spec):
@@ -67,7 +70,7 @@ def scenario_findings(scenario: ScenarioSpec) -> Iterator[Finding]:
     yield from _devices(scenario)
     for name, pool in scenario.deployment.pools.items():
         yield from _sharding(scenario.model, name, pool)
-        yield from _engine(scenario.model, name, pool)
+        yield from _engine(scenario.model, scenario.traffic, name, pool)
     yield from _events(scenario.deployment)
     yield from _run(scenario)
 
@@ -100,13 +103,12 @@ def _sharding(model: ModelSpec, name: str, pool: Pool) -> Iterator[Finding]:
     here = ("deployment", name, "parallelism")
     tp, ep, pp = pool.parallelism.tp, pool.parallelism.ep, pool.parallelism.pp
     used = {attention for attention, _ in model.blocks()}
+    divided = True
     for attention in (model.attentions[key] for key in sorted(used)):
-        if isinstance(attention, GroupedQuery | MultiLatent | LinearAttention) and attention.heads % tp:
-            yield Finding((*here, "tp"), tp, f"must divide the {attention.heads} attention heads of {model.name}")
-            break
-        if isinstance(attention, GroupedQuery) and attention.kv_heads % tp and tp % attention.kv_heads:
-            yield Finding((*here, "tp"), tp,
-                          f"must divide, or be a multiple of, the {attention.kv_heads} KV heads of {model.name}")
+        wrong = _undivided(attention, tp)
+        if wrong:
+            yield Finding((*here, "tp"), tp, f"{wrong} of {model.name}")
+            divided = False
             break
     layers = len(model.blocks())
     if pp > layers:
@@ -118,12 +120,25 @@ def _sharding(model: ModelSpec, name: str, pool: Pool) -> Iterator[Finding]:
     for ffn in experts:
         if ep > ffn.experts:
             yield Finding((*here, "ep"), ep, f"expected at most the {ffn.experts} experts of {model.name}")
-        elif ffn.intermediate % pool.parallelism.moe_tp:
+        elif divided and ffn.intermediate % pool.parallelism.moe_tp:
             yield Finding((*here, "ep"), ep, f"leaves tp {pool.parallelism.moe_tp} inside each expert, which does not "
                                              f"divide its width {ffn.intermediate}")
 
 
-def _engine(model: ModelSpec, name: str, pool: Pool) -> Iterator[Finding]:
+def _undivided(attention: Attention, tp: int) -> str:
+    """Return what ``tp`` would have to divide, or nothing."""
+    if isinstance(attention, NoMixer):
+        return ""
+    if attention.heads % tp:
+        return f"must divide the {attention.heads} attention heads"
+    if isinstance(attention, LinearAttention) and attention.key_heads % tp:
+        return f"must divide the {attention.key_heads} key heads"
+    if isinstance(attention, GroupedQuery) and attention.kv_heads % tp and tp % attention.kv_heads:
+        return f"must divide, or be a multiple of, the {attention.kv_heads} KV heads"
+    return ""
+
+
+def _engine(model: ModelSpec, traffic: TrafficSpec, name: str, pool: Pool) -> Iterator[Finding]:
     here = ("deployment", name, "engine")
     engine = pool.engine
     if engine.max_num_batched_tokens < engine.max_num_seqs:
@@ -132,6 +147,19 @@ def _engine(model: ModelSpec, name: str, pool: Pool) -> Iterator[Finding]:
     if engine.max_model_len is not None and engine.max_model_len > model.context:
         yield Finding((*here, "max_model_len"), engine.max_model_len,
                       f"expected at most the context of {model.name}, {model.context} tokens")
+    hashed = _hash_tokens(traffic)
+    if engine.prefix_caching and name != "decode" and hashed % engine.block_tokens:
+        yield Finding((*here, "block_tokens"), engine.block_tokens,
+                      f"must divide the {hashed} tokens of a prefix block of traffic {traffic.name}")
+
+
+def _hash_tokens(traffic: TrafficSpec) -> int:
+    """Return the tokens of one prefix block, 0 when the traffic has none."""
+    if isinstance(traffic.prefix, SharedPrefix | Sessions):
+        return traffic.prefix.block_tokens
+    if isinstance(traffic.prefix, TraceBlocks) and traffic.trace is not None:
+        return traffic.trace.block_tokens or (_MOONCAKE_BLOCK if traffic.trace.format == "mooncake" else 0)
+    return 0
 
 
 def _events(deployment: Deployment) -> Iterator[Finding]:
