@@ -220,8 +220,7 @@ def test_readme_is_up_to_date():
 
 
 def test_no_file_names_this_machine():
+    here = str(catalog_root())
     for path in (catalog_root() / "hardware").rglob("*.*"):
         if path.suffix in {".yaml", ".md", ".py"}:
-            text = path.read_text(encoding="utf-8")
-            assert "/work/" not in text, path
-            assert ".venv" not in text, path
+            assert here not in path.read_text(encoding="utf-8"), path
