@@ -8,8 +8,8 @@ from moesim.report import figures
 
 __all__ = ["SOURCE_COLOURS", "draw_cdf", "draw_experts", "draw_presence", "draw_samples", "draw_time"]
 
-# Okabe and Ito (2008): told apart by colour-blind readers, on light and on dark ground
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+# Okabe and Ito (2008), told apart by colour-blind readers; their blue is lightened to be seen on dark ground
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#2F8FD8", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 SOURCE_COLOURS = {"measured": GREEN, "fitted": SKY, "bound": ORANGE}
 _METRICS = {"ttft": ("TTFT", BLUE), "tpot": ("TPOT", GREEN), "e2e": ("End to end", PURPLE)}
 _LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}

@@ -76,7 +76,7 @@ def bound_warning(shares: Mapping[str, float]) -> str:
     return (
         f"{quantity(bound, '%', 3)} of engine time is priced by the roofline bound: the least time that the "
         "datasheet's peak rates allow. Bounds are optimistic: real kernels take longer. For scale, the pure "
-        "roofline mode of AIConfigurator 0.12, compared with 2,851 measured serving points, is 55 % low in TPOT "
+        "roofline mode of AIConfigurator 0.12, against 2,851 measured serving points, is 55 % low in TPOT "
         "on average. Read latencies as the least, and throughput as the most, that this hardware could give."
     )
 
