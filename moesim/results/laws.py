@@ -164,15 +164,15 @@ def gaps_between_tokens(result: Result) -> None:
 
 
 def ops_are_busy_time(result: Result) -> None:
-    """Add up: the ops of a pool, host overhead included, take as long as its replicas are busy."""
+    """Add up: the ops of a pool, host overhead included, take as long as the steps of its replicas."""
     spent = result.tables.ops.groupby("pool")["seconds"].sum().to_dict()
-    busy = result.tables.replicas.groupby("pool")["busy_s"].sum().to_dict()
+    busy = result.tables.replicas.groupby("pool")["step_s"].sum().to_dict()
     for pool in sorted({*spent, *busy}, key=str):
         if not _close(spent.get(pool, 0.0), busy.get(pool, 0.0)):
             _broken(
                 result,
                 "ops_are_busy_time",
-                f"{pool}: ops take {spent.get(pool, 0.0)!r} s, replicas are busy {busy.get(pool, 0.0)!r} s",
+                f"{pool}: ops take {spent.get(pool, 0.0)!r} s, steps take {busy.get(pool, 0.0)!r} s",
             )
     if (result.tables.ops["seconds"] < 0).any():
         _broken(result, "ops_are_busy_time", "an op takes negative time")

@@ -81,6 +81,11 @@ _REPLICAS = (
     Column("kv_block_tokens", "int64", "tokens in one block"),
     Column("steps", "int64", "engine steps"),
     Column("busy_s", "float64", "time with a step in progress"),
+    Column(
+        "step_s",
+        "float64",
+        "sum of step times; with pipeline stages, steps overlap and this exceeds busy_s",
+    ),
     Column("alive_s", "float64", "time in service (not failed, not scaled away)"),
     Column("prefill_tokens", "int64", "prompt tokens computed (recomputation included)"),
     Column("decode_tokens", "int64", "tokens generated"),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.cost.pricing import AttentionTerm, StepPricing
-from moesim.sim.kernel import PoolState, advance, enqueue, fail_replica, release, wake
+from moesim.sim.kernel import PoolState, advance, cached_by_replica, enqueue, fail_replica, release, wake
 from moesim.sim.kernel import state as layout
 from moesim.spec.deployment import Engine, Speculation
 from moesim.traffic.requests import Requests
@@ -99,6 +99,7 @@ class Pool:
         self.alive_since = np.full(setup.replicas, np.nan)
         self.alive_s = np.zeros(setup.replicas)
         self.accepting = np.zeros(setup.replicas, dtype=bool)
+        self._session = requests.session
         self.state = PoolState(
             cfg=_config(setup, requests, seed=seed, fast=fast),
             req=records,
@@ -171,24 +172,46 @@ class Pool:
         outbox[0] = 0
         return left
 
+    # -- what a replica router may look at (policies.PoolView) -------------------------------------------------------
+    def candidates(self) -> npt.NDArray[np.int64]:
+        """Replicas that take requests."""
+        return np.flatnonzero(self.accepting)
+
+    def requests(self) -> npt.NDArray[np.int64]:
+        """Requests present on each replica."""
+        present: npt.NDArray[np.int64] = self.state.rep["present"]
+        return present
+
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """Tokens of the requests present on each replica."""
+        tokens: npt.NDArray[np.int64] = self.state.rep["tokens"]
+        return tokens
+
+    def cached_tokens(self, request: int) -> npt.NDArray[np.int64]:
+        """Prompt tokens of a request that each replica has cached."""
+        out = np.zeros(self.setup.replicas, dtype=np.int64)
+        cached_by_replica(self.state, request, out)
+        return out
+
+    def session(self, request: int) -> int:
+        """Conversation of a request, -1 for none."""
+        return int(self._session[request])
+
+    def waiting(self) -> int:
+        """Requests queued on all replicas."""
+        return int(self.state.lane["waiting"].sum())
+
     # -- time --------------------------------------------------------------------------------------------------------
     def next_event(self) -> float:
         """Time of the next step end (or wake-up)."""
         return float(self.state.eng["end"].min())
 
-    def advance(self, until: float) -> float:
-        """Run all replicas to ``until``, or to the first step after which a request leaves; returns that time."""
-        last, _ = advance(
-            self.state,
-            0,
-            self.setup.replicas,
-            until,
-            True,
-            _NO_TIMES,
-            _NO_IDS,
-            _NO_IDS,
-            0,  # noqa: FBT003
-        )
+    def advance(self, until: float, *, stop: bool = True) -> float:
+        """Run all replicas to ``until`` (``stop``: or to the first step after which a request leaves).
+
+        Returns the time of the last event handled.
+        """
+        last, _ = advance(self.state, 0, self.setup.replicas, until, stop, _NO_TIMES, _NO_IDS, _NO_IDS, 0)
         return float(last)
 
     def advance_fed(

@@ -24,9 +24,18 @@ def _cache_folder() -> str:
 _before = numba.config.CACHE_DIR
 numba.config.CACHE_DIR = _cache_folder()
 try:
-    from moesim.sim.kernel.advance import advance, enqueue, fail_replica, release, wake
+    from moesim.sim.kernel.advance import advance, cached_by_replica, enqueue, fail_replica, release, wake
     from moesim.sim.kernel.state import PoolState, Status
 finally:
     numba.config.CACHE_DIR = _before
 
-__all__ = ["PoolState", "Status", "advance", "enqueue", "fail_replica", "release", "wake"]
+__all__ = [
+    "PoolState",
+    "Status",
+    "advance",
+    "cached_by_replica",
+    "enqueue",
+    "fail_replica",
+    "release",
+    "wake",
+]

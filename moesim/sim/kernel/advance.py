@@ -7,11 +7,11 @@ import math
 
 import numba as nb
 
-from moesim.sim.kernel.blocks import allocate, available, register, release_blocks
+from moesim.sim.kernel.blocks import allocate, available, match_prefix, register, release_blocks
 from moesim.sim.kernel.price import commit_step, decode_seconds, step_seconds
 from moesim.sim.kernel.schedule import pop_waiting, push_back, schedule_lane
 
-__all__ = ["advance", "enqueue", "fail_replica", "release", "wake"]
+__all__ = ["advance", "cached_by_replica", "enqueue", "fail_replica", "release", "wake"]
 
 _OUTSIDE, _WAITING, _RUNNING, _HELD, _FINISHED, _REJECTED = 0, 1, 2, 3, 4, 5
 _ITL_LOW, _ITL_SCALE, _ITL_BINS = 1e-5, 1.0 / math.log(1.02), 932
@@ -384,6 +384,16 @@ def release(p, r, now):
     release_blocks(p, lane, r)
     p.req[r].status = _OUTSIDE
     wake(p, lane // p.cfg[0].lanes, now)
+
+
+@nb.njit(cache=True)
+def cached_by_replica(p, r, out):
+    """Write into ``out`` [replicas] the prompt tokens of request ``r`` that the best lane of each replica caches."""
+    width = p.cfg[0].stages * p.cfg[0].lanes
+    for replica in range(out.shape[0]):
+        out[replica] = 0
+        for lane in range(replica * width, (replica + 1) * width):
+            out[replica] = max(out[replica], match_prefix(p, lane, r))
 
 
 @nb.njit(cache=True)

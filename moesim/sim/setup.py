@@ -1,0 +1,103 @@
+"""Setup: from a resolved scenario to pools that can run: memory, pricing, links."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from moesim.cost.memory import MemoryPlan, memory_plan
+from moesim.cost.stepprice import step_pricing
+from moesim.sim.pool import PoolSetup
+from moesim.sim.routing_load import routing_load
+from moesim.sim.transfer import KvPath
+from moesim.spec.deployment import Pool as PoolSpec
+from moesim.spec.parameters import cache_bytes
+from moesim.spec.scenario import ScenarioSpec
+from moesim.spec.topology import (
+    Topology,
+    host_bandwidth,
+    inter_bandwidth,
+    inter_latency,
+    intra_bandwidth,
+    intra_latency,
+)
+
+__all__ = ["PoolParts", "kv_path", "pool_parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParts:
+    """One pool of a scenario, sized and priced.
+
+    Attributes
+    ----------
+    setup : for the simulator
+    memory : bytes per device
+    initial : replicas in service at the start
+    topology : where it runs
+    notes : assumptions made on the way
+    """
+
+    setup: PoolSetup
+    memory: MemoryPlan
+    initial: int
+    topology: Topology
+    notes: tuple[str, ...]
+
+
+def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec) -> PoolParts:
+    """Size and price one pool.
+
+    Raises
+    ------
+    NoResult : the model does not fit, or the device lacks an arithmetic type
+    """
+    topology = scenario.topology()
+    deployment = scenario.deployment
+    speculation = deployment.speculation if name != "prefill" else None
+    memory = memory_plan(scenario.model, topology, spec, deployment.precision, speculation)
+    load, notes = routing_load(scenario, topology, spec)
+    pricing = step_pricing(scenario.model, topology, spec, deployment.precision, load, speculation)
+    engine = spec.engine
+    draft = 0.0
+    if speculation is not None:
+        plain = pricing.overhead_s + sum(
+            float(t[:, 1].sum()) for t in (pricing.lane_s, pricing.group_s, pricing.head_s)
+        )
+        draft = speculation.draft_cost * plain
+        notes += ("Drafting costs its stated share of a plain decode step of one sequence without context.",)
+    host = host_bandwidth(topology)
+    block = memory.kv_bytes_per_token * engine.block_tokens
+    scaling = deployment.autoscaling
+    grows = scaling is not None and name == list(deployment.pools)[-1]
+    setup = PoolSetup(
+        name=name,
+        replicas=max(spec.replicas, scaling.max_replicas) if scaling is not None and grows else spec.replicas,
+        pricing=pricing,
+        engine=engine,
+        stages=spec.parallelism.pp,
+        kv_blocks=memory.kv_blocks_per_lane,
+        max_len=engine.max_model_len or scenario.model.context,
+        swap_s_per_block=0.0 if math.isinf(host) else block / host,
+        speculation=speculation,
+        draft_s=draft,
+    )
+    return PoolParts(setup, memory, spec.replicas, topology, (*pricing.notes, *memory.notes, *notes))
+
+
+def kv_path(scenario: ScenarioSpec, parts: dict[str, PoolParts]) -> KvPath | None:
+    """Return how KV moves from the prefill to the decode pool, or None when one pool does both.
+
+    Each device of the smaller replica moves its shard over its own link: inside the node when the cluster is one
+    node, else over its network adapter.
+    """
+    if "prefill" not in parts:
+        return None
+    topology = parts["prefill"].topology
+    devices = min(p.setup.pricing.devices for p in parts.values())
+    kv_dtype = scenario.deployment.precision.kv_cache or scenario.model.weights.kv_cache
+    if topology.nodes == 1:
+        rate, latency = intra_bandwidth(topology), intra_latency(topology)
+    else:
+        rate, latency = inter_bandwidth(topology), inter_latency(topology)
+    return KvPath(cache_bytes(scenario.model, kv_dtype), rate * devices, latency)
