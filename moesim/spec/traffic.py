@@ -21,7 +21,7 @@ from moesim.spec.arrivals import (
     TraceArrivals,
 )
 from moesim.spec.base import Source, Spec
-from moesim.units import Seconds  # noqa: TC001 - pydantic needs it at run time
+from moesim.units import Seconds
 
 __all__ = [
     "Arrivals",
@@ -234,8 +234,8 @@ class Rewrite(Spec):
 class Sessions(Spec):
     """Conversations: each turn's prompt keeps what the last one said and adds to it.
 
-    ``arrivals`` states the rate of *requests*: sessions start at that rate over the mean number of turns, from
-    long before time 0 on, so that conversations are under way when the run begins.
+    ``arrivals`` states the rate of *requests*: sessions start at that rate over the mean number of turns, and
+    have done so long before time 0, so that conversations are under way when the run begins.
     ``lengths`` draws every output, and the first prompt unless ``first`` says otherwise.
     """
 

@@ -70,8 +70,8 @@ def shared_blocks(prefix: SharedPrefix, group: Longs, inputs: Longs) -> tuple[Lo
 def draw_sessions(traffic: TrafficSpec, prefix: Sessions, n: int, seed: int) -> Conversations:
     """Draw the first ``n`` requests, in order of arrival, of sessions that start by ``traffic.arrivals``.
 
-    Sessions have started long before time 0, so the request rate holds from the beginning; of those under way,
-    the turns before time 0 are cut off.
+    Sessions start long before time 0, so the request rate holds from the beginning; of those under way, the
+    turns before time 0 are cut off.
     """
     lead = _lead(traffic.arrivals, prefix)
     rate = traffic.mean_rate or 1.0
@@ -98,9 +98,9 @@ def draw_sessions(traffic: TrafficSpec, prefix: Sessions, n: int, seed: int) -> 
 
 def _lead(arrivals: Arrivals, prefix: Sessions) -> float:
     """Return seconds of traffic before time 0: longer than a session, and whole periods of the arrivals."""
-    gap = prefix.gap
-    mean = np.trapezoid(gap.times, gap.levels) if isinstance(gap, QuantileGap) else gap.mean
-    lead = float(mean) * len(prefix.turns)
+    mean, deviation = _moments(prefix.gap)
+    gaps = len(prefix.turns) - 1
+    lead = gaps * mean + 4 * float(np.sqrt(gaps)) * deviation
     if isinstance(arrivals, Profile):
         period = arrivals.bin * len(arrivals.weights)
     elif isinstance(arrivals, Diurnal):
@@ -133,6 +133,17 @@ def _gap(gap: QuantileGap | LogNormalGap, u: Floats) -> Floats:
         return np.asarray(np.interp(u, gap.levels, gap.times))
     variance = np.log1p(gap.cv**2)
     return np.asarray(np.exp(np.log(gap.mean) - variance / 2 + np.sqrt(variance) * ndtri(u)))
+
+
+def _moments(gap: QuantileGap | LogNormalGap) -> tuple[float, float]:
+    """Return mean and standard deviation in seconds."""
+    if not isinstance(gap, QuantileGap):
+        return gap.mean, gap.mean * gap.cv
+    low, high = np.array(gap.times[:-1]), np.array(gap.times[1:])
+    mass = np.diff(gap.levels)
+    mean = float(mass @ (low + high)) / 2
+    square = float(mass @ (low**2 + low * high + high**2)) / 3
+    return mean, float(np.sqrt(max(square - mean**2, 0.0)))
 
 
 def _contents(

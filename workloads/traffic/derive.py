@@ -4,8 +4,8 @@
 
 The traces are looked for in the folder given, else in ``$MOESIM_SHARED/data/traces``, else in
 ``../shared/data/traces`` beside the checkout. They are not part of moesim: the Azure LLM inference traces of
-2023 come from the Azure Public Dataset (CC-BY-4.0), the conversation trace from kvcache-ai/Mooncake (Apache-2.0).
-The output is a pure function of the traces.
+2023 come from the Azure Public Dataset (CC-BY-4.0), the conversation trace from kvcache-ai/Mooncake
+(Apache-2.0). The output is a pure function of the traces.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from moesim.traffic.readers import Trace, read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+Longs = npt.NDArray[np.int64]
 
 HERE = Path(__file__).resolve().parent
 AZURE = (
@@ -70,7 +72,7 @@ def _azure(name: str, part: str, trace: Trace, width: int) -> str:
         f"{_gap_cv(trace):.2f}. Derived by derive.py: quantile tables of 65 points, ranks in a 16 x 16 "
         f"histogram, requests per {width} s. The trace has no prefix information."
         + (
-            " The first 10,000 rows, on which simulators are often compared, are longer: see azure-conversation-10k."
+            " The first 10,000 rows are longer on average: see azure-conversation-10k."
             if name == "azure-conversation"
             else ""
         )
@@ -103,7 +105,7 @@ def _mooncake(trace: Trace) -> str:
         "Conversations were reconstructed from the hashes: a request continues the last one that holds its "
         "longest known prefix. Turns are counted over sessions that begin between one sixth and one half of "
         "the trace, because its two ends cut sessions off. Timestamps come in steps of 3 s; counts per step "
-        f"have a variance of {_dispersion(trace):.2f} times their mean, so arrivals are taken as Poisson inside "
+        f"have a variance of {_dispersion(trace):.2f} times their mean, so arrivals count as Poisson inside "
         "each minute. Derived by derive.py."
     )
     gap_levels, gap_values = fit_quantiles(gaps, 25)
@@ -146,9 +148,7 @@ def _turns(trace: Trace, session: npt.NDArray[np.int64]) -> list[int]:
     return np.trim_zeros(counts, "b").tolist()
 
 
-def _share_by_prompt(
-    prompt: npt.NDArray[np.int64], cut: npt.NDArray[np.bool_]
-) -> tuple[list[int], list[float]]:
+def _share_by_prompt(prompt: Longs, cut: npt.NDArray[np.bool_]) -> tuple[list[int], list[float]]:
     """Return (mean prompt, share of ``cut``) of ten equal groups by prompt length."""
     groups = np.array_split(np.argsort(prompt, kind="stable"), 10)
     return [round(float(prompt[g].mean())) for g in groups], [float(cut[g].mean()) for g in groups]
