@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from moesim.version import __version__
 
 if TYPE_CHECKING:
-    from moesim.api import Loaded, Result, compare, lint, load, memory, read, simulate, summary, write, write_report
+    from moesim.api import (
+        Loaded,
+        Result,
+        compare,
+        lint,
+        load,
+        memory,
+        read,
+        simulate,
+        summary,
+        write,
+        write_report,
+    )
     from moesim.errors import DataMissing, LawBroken, MoesimError, NoResult, SpecError
 
 __all__ = [
@@ -31,10 +43,10 @@ __all__ = [
     "load",
     "memory",
     "read",
-    "write_report",
     "simulate",
     "summary",
     "write",
+    "write_report",
 ]
 
 _ERRORS = {"DataMissing", "LawBroken", "MoesimError", "NoResult", "SpecError"}

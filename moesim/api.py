@@ -1,4 +1,4 @@
-"""Python's way in: load a scenario, simulate it, sum it up, write and read runs. The command line calls these too."""
+"""Python's way in: load, simulate, sum up, write and read runs. The command line calls these too."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
     "load",
     "memory",
     "read",
-    "write_report",
     "run_folder",
     "simulate",
     "summary",
     "write",
+    "write_report",
 ]
 
 Progress = Callable[[float, str], None]
@@ -85,9 +85,10 @@ def memory(scenario: Loaded | ScenarioSpec) -> dict[str, MemoryPlan]:
     from moesim.cost.memory import memory_plan  # noqa: PLC0415 - keeps `import moesim` light
 
     spec = scenario.scenario if isinstance(scenario, Loaded) else scenario
-    precision = spec.deployment.precision
+    how = spec.deployment
     return {
-        name: memory_plan(spec.model, spec.topology(), pool, precision) for name, pool in spec.deployment.pools.items()
+        name: memory_plan(spec.model, spec.topology(), pool, how.precision, how.speculation)
+        for name, pool in how.pools.items()
     }
 
 
@@ -97,7 +98,7 @@ def fits(scenario: ScenarioSpec) -> None:
 
 
 def summary(result: Result, report: Path | None = None) -> dict[str, Any]:
-    """Return the numbers of a run: the stable JSON of ``moesim run --json``; see ``moesim.results.summary``."""
+    """Return the numbers of a run, as ``moesim run --json`` prints them; see ``moesim.results.summary``."""
     from moesim.results import summary as numbers  # noqa: PLC0415
 
     return numbers(result, None if report is None else str(report))
@@ -132,5 +133,5 @@ def compare(a: Result | str | Path, b: Result | str | Path) -> pd.DataFrame:
 
 
 def run_folder(scenario: ScenarioSpec, parent: Path | None = None) -> Path:
-    """Return the default folder of a run: ``runs/NAME-HASH``, the hash of the resolved scenario, seed included."""
+    """Return the default folder of a run: ``runs/NAME-HASH``, hash of the resolved scenario with its seed."""
     return (Path("runs") if parent is None else parent) / f"{scenario.name}-{content_hash(scenario)}"

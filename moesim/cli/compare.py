@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,8 +26,10 @@ def compare(
     if json_:
         emit_json({"a": str(a), "b": str(b), "metrics": frame.to_dict("records")})
         return
-    rows = [[str(row["metric"]), *(_number(row[name]) for name in ("a", "b", "difference", "ratio"))]
-            for row in frame.to_dict("records")]
+    rows = [
+        [str(row["metric"]), *(_number(row[name]) for name in ("a", "b", "difference", "ratio"))]
+        for row in frame.to_dict("records")
+    ]
     print_table(["metric", a.name or "a", b.name or "b", "b - a", "b / a"], rows, right=(1, 2, 3, 4))
 
 

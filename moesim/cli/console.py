@@ -25,8 +25,8 @@ _INTERRUPTED = 130
 def answers(verb: Callable[P, None]) -> Callable[P, None]:
     """Wrap a verb: errors become one line per problem and an exit code, never a traceback.
 
-    Exit codes: 2 a wrong file or option, 3 no result, 4 missing data, 70 our bug, 130 interrupted. With ``--json`` the
-    problems are printed on stdout as an object too.
+    Exit codes: 2 a wrong file or option, 3 no result, 4 missing data, 70 our bug, 130 interrupted. With
+    ``--json`` the problems are printed on stdout as an object too.
     """
 
     @functools.wraps(verb)
@@ -52,27 +52,48 @@ def answers(verb: Callable[P, None]) -> Callable[P, None]:
             if os.environ.get("MOESIM_DEBUG") == "1":
                 raise
             note(f"{type(error).__name__}: {error}")
-            note(f"this is a bug in moesim; please report it at {_BUG} with the command and the output of the same "
-                 "command under MOESIM_DEBUG=1")
+            note(
+                f"this is a bug in moesim; please report it at {_BUG} with the command and what it prints "
+                "under MOESIM_DEBUG=1"
+            )
             if as_json:
-                emit_json({"error": {"type": "bug", "exit_code": _INTERNAL, "message": f"{type(error).__name__}: {error}",
-                                     "problems": []}})
+                emit_json(
+                    {
+                        "error": {
+                            "type": "bug",
+                            "exit_code": _INTERNAL,
+                            "message": f"{type(error).__name__}: {error}",
+                            "problems": [],
+                        }
+                    }
+                )
             raise SystemExit(_INTERNAL) from None
 
     return wrapped
 
 
 def _error_object(error: MoesimError) -> dict[str, Any]:
-    problems = [] if not isinstance(error, SpecError) else [
-        {"where": p.where, "line": p.line, "field": p.field, "value": p.value, "expected": p.expected}
-        for p in error.problems
-    ]
-    return {"type": type(error).__name__, "exit_code": error.exit_code, "message": str(error), "problems": problems}
+    problems = (
+        []
+        if not isinstance(error, SpecError)
+        else [
+            {"where": p.where, "line": p.line, "field": p.field, "value": p.value, "expected": p.expected}
+            for p in error.problems
+        ]
+    )
+    return {
+        "type": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": str(error),
+        "problems": problems,
+    }
 
 
 def emit_json(data: Any) -> None:
     """Print ``data`` as JSON on stdout: two spaces, keys in the given order, NaN as null."""
-    sys.stdout.write(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=_item) + "\n")
+    sys.stdout.write(
+        json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=_item) + "\n"
+    )
 
 
 def _finite(data: Any) -> Any:
@@ -98,8 +119,10 @@ def text(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", right: Sequence[int] = ()) -> None:
-    """Print a table on stdout. ``right`` are the columns of numbers; piped output is as wide as it needs to be."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", right: Sequence[int] = ()
+) -> None:
+    """Print a table on stdout; ``right`` are the columns of numbers. Piped output is 200 wide."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -122,8 +145,13 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[float, s
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-               TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=1.0, note="")
         yield lambda share, about: progress.update(task, completed=share, note=about)

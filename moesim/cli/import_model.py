@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,9 +24,16 @@ def _group() -> None:
 @app.command("model")
 @answers
 def model(
-    config: Annotated[Path, typer.Argument(help="config.json of a Hugging Face checkpoint; hf_quant_config.json beside "
-                                                "it is read too.", metavar="CONFIG.json")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the model; else the file's or folder's.")] = None,
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="config.json of a Hugging Face checkpoint; hf_quant_config.json beside it is read too.",
+            metavar="CONFIG.json",
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model; else the file's or folder's.")
+    ] = None,
     out: Out = None,
     force: Force = False,
     json_: JsonFlag = False,
@@ -43,9 +50,16 @@ def model(
     if out is not None:
         write_atomic(out, yaml)
     if json_:
-        emit_json({"model": spec.model_dump(mode="json"), "parameters": {"total": count.total, "active": count.active},
-                   "written": None if out is None else str(out)})
+        emit_json(
+            {
+                "model": spec.model_dump(mode="json"),
+                "parameters": {"total": count.total, "active": count.active},
+                "written": None if out is None else str(out),
+            }
+        )
     elif out is None:
         text(yaml.rstrip("\n"))
-    note(f"{spec.name}: {count.total / 1e9:.2f} billion parameters, {count.active / 1e9:.2f} billion active"
-         + ("" if out is None else f"; written: {out}"))
+    note(
+        f"{spec.name}: {count.total / 1e9:.2f} billion parameters, {count.active / 1e9:.2f} billion active"
+        + ("" if out is None else f"; written: {out}")
+    )

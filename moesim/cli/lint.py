@@ -15,11 +15,15 @@ __all__ = ["lint"]
 
 @answers
 def lint(
-    files: Annotated[list[str] | None, typer.Argument(help="Files, folders or catalog names; none: the whole catalog.",
-                                                      metavar="[FILES]...")] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders or catalog names; none: the whole catalog.", metavar="[FILES]..."
+        ),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Check YAML files by their ``kind:`` key. A scenario is checked with each of its variants, memory included."""
+    """Check YAML files by their ``kind:`` key; a scenario with each of its variants, memory included."""
     from moesim.api import fits
     from moesim.scenario import lint as lint_files
 

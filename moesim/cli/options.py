@@ -36,18 +36,30 @@ def _variants(ctx: typer.Context, incomplete: str) -> list[str]:
 
 ScenarioName = Annotated[
     str,
-    typer.Argument(help="Name of a scenario (moesim list scenarios) or path of a YAML file.", metavar="SCENARIO",
-                   autocompletion=complete("scenario")),
+    typer.Argument(
+        help="Name of a scenario (moesim list scenarios) or path of a YAML file.",
+        metavar="SCENARIO",
+        autocompletion=complete("scenario"),
+    ),
 ]
 Variants = Annotated[
     list[str] | None,
-    typer.Option("--variant", "-v", help="Variants of the scenario: a,b or repeated.", autocompletion=_variants,
-                 metavar="NAME"),
+    typer.Option(
+        "--variant",
+        "-v",
+        help="Variants of the scenario: a,b or repeated.",
+        autocompletion=_variants,
+        metavar="NAME",
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="Override one value: dotted.key=value, value in YAML. Repeatable.",
-                 metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        "-s",
+        help="Override one value: dotted.key=value, value in YAML. Repeatable.",
+        metavar="KEY=VALUE",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random streams (run.seed).", min=0)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]

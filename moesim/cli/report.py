@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +25,10 @@ def report(
 
     if out is not None and len(runs) > 1:
         raise SpecError("--out names one file, expected one run folder")
-    pages = [str(api.write_report(api.read(folder), folder / "report.html" if out is None else out)) for folder in runs]
+    pages = [
+        str(api.write_report(api.read(folder), folder / "report.html" if out is None else out))
+        for folder in runs
+    ]
     if json_:
         emit_json({"reports": pages})
     else:

@@ -60,34 +60,52 @@ def _strict(result: Result) -> None:
 
     missed = [v for v in verdicts(result) if not v.met]
     if missed:
-        raise NoResult("\n".join(
-            f"target missed: {v.metric} p{v.percentile:g} "
-            + (f"{v.value_s:.4g} s" if v.value_s is not None else "not reached")
-            + f", limit {v.limit_s:.4g} s" for v in missed))
+        raise NoResult(
+            "\n".join(
+                f"target missed: {v.metric} p{v.percentile:g} "
+                + (f"{v.value_s:.4g} s" if v.value_s is not None else "not reached")
+                + f", limit {v.limit_s:.4g} s"
+                for v in missed
+            )
+        )
 
 
 def print_summary(numbers: dict[str, Any], folder: Path, page: Path | None) -> None:
     """Print the numbers of one run as people want to read them."""
     requests = numbers["requests"]
-    text(f"{numbers['scenario']}: {requests['finished']} of {requests['arrived']} requests finished"
-         + "".join(f", {requests[key]} {key.replace('_', ' ')}" for key in ("rejected", "in_flight") if requests[key]))
+    text(
+        f"{numbers['scenario']}: {requests['finished']} of {requests['arrived']} requests finished"
+        + "".join(
+            f", {requests[key]} {key.replace('_', ' ')}" for key in ("rejected", "in_flight") if requests[key]
+        )
+    )
     spreads = [(name, numbers[key]) for name, key in _LATENCIES if numbers.get(key)]
     columns = list(dict.fromkeys(key for _, spread in spreads for key in spread))
-    print_table(["latency", *columns], [[name, *(_seconds(spread.get(key)) for key in columns)]
-                                        for name, spread in spreads], right=range(1, 9))
-    print_table(["", "value", "unit"], [[name, value, unit] for name, value, unit in _rows(numbers)], right=(1,))
+    print_table(
+        ["latency", *columns],
+        [[name, *(_seconds(spread.get(key)) for key in columns)] for name, spread in spreads],
+        right=range(1, 9),
+    )
+    print_table(
+        ["", "value", "unit"], [[name, value, unit] for name, value, unit in _rows(numbers)], right=(1,)
+    )
     for metric, verdict in numbers["verdict"].items():
         met = {True: "met", False: "MISSED", None: "undecided"}[verdict["met"]]
-        text(f"target {metric} p{verdict['percentile']:g} <= {verdict['limit_s']:g} s: {met} "
-             f"({_seconds(verdict['value_s'])})")
+        text(
+            f"target {metric} p{verdict['percentile']:g} <= {verdict['limit_s']:g} s: {met} "
+            f"({_seconds(verdict['value_s'])})"
+        )
     text(f"run: {folder}")
     if page is not None:
         text(f"report: {page}")
 
 
 _LATENCIES = (
-    ("time to first token", "ttft_s"), ("time per output token", "tpot_s"), ("between tokens", "itl_s"),
-    ("end to end", "e2e_s"), ("queue", "queue_s"),
+    ("time to first token", "ttft_s"),
+    ("time per output token", "tpot_s"),
+    ("between tokens", "itl_s"),
+    ("end to end", "e2e_s"),
+    ("queue", "queue_s"),
 )
 
 
@@ -97,17 +115,28 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("requests", rates["requests_per_s"], "request/s"),
         ("output tokens", rates["output_tokens_per_s"], "token/s"),
         ("output tokens per device", rates["output_tokens_per_s_per_device"], "token/s"),
-        ("all targets met", None if good is None or good["share"] is None else 100 * good["share"], "% of requests"),
+        (
+            "all targets met",
+            None if good is None or good["share"] is None else 100 * good["share"],
+            "% of requests",
+        ),
         ("energy", numbers["energy_J"], "J"),
         ("cost", numbers["cost_usd"], "USD"),
         ("per million output tokens", numbers["usd_per_million_output_tokens"], "USD"),
     ]
-    rows += [(f"{pool} busy", None if use["busy"] is None else 100 * use["busy"], "% of time")
-             for pool, use in numbers["utilisation"].items()]
-    rows += [(f"priced by {source}", 100 * share, "% of seconds") for source, share in numbers["sources"].items()]
+    rows += [
+        (f"{pool} busy", None if use["busy"] is None else 100 * use["busy"], "% of time")
+        for pool, use in numbers["utilisation"].items()
+    ]
+    rows += [
+        (f"priced by {source}", 100 * share, "% of seconds") for source, share in numbers["sources"].items()
+    ]
     rows += [("engine steps", numbers["steps"], ""), ("computed in", numbers["wall_s"], "s")]
-    return [(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}", unit)
-            for name, value, unit in rows if value is not None]
+    return [
+        (name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}", unit)
+        for name, value, unit in rows
+        if value is not None
+    ]
 
 
 def _seconds(value: float | None) -> str:

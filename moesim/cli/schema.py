@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,10 +23,13 @@ def _complete(incomplete: str) -> list[str]:
 
 @answers
 def schema(
-    kind: Annotated[str | None, typer.Argument(help=f"Kind of file: {', '.join(_KINDS)}.", autocompletion=_complete)]
-    = None,
-    all_: Annotated[Path | None, typer.Option("--all", help="Write KIND.schema.json of every kind into this folder.",
-                                              metavar="DIR")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help=f"Kind of file: {', '.join(_KINDS)}.", autocompletion=_complete)
+    ] = None,
+    all_: Annotated[
+        Path | None,
+        typer.Option("--all", help="Write KIND.schema.json of every kind into this folder.", metavar="DIR"),
+    ] = None,
     out: Out = None,
     json_: JsonFlag = False,
 ) -> None:

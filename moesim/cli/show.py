@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.console import answers, emit_json, note, print_table, text
+from moesim.cli.console import answers, emit_json, note, text
 from moesim.cli.options import JsonFlag, Out, ScenarioName, Seed, Sets, Variants
 from moesim.errors import NoResult, Problem, SpecError
 from moesim.units import format_quantity, parse_quantity
@@ -20,11 +21,15 @@ __all__ = ["readable", "show"]
 
 _QUANTITY = re.compile(r"(-?[0-9][0-9.e+-]*) (B|B/s|s|FLOP/s|W|J|Hz|USD|USD/h|request/s|USD/\(kW\*h\))")
 
+_EXACT = 2.0**53
+
 
 @answers
 def show(
     scenario: ScenarioName,
-    key: Annotated[str | None, typer.Argument(help="Only this part, e.g. deployment.serve.", metavar="[KEY]")] = None,
+    key: Annotated[
+        str | None, typer.Argument(help="Only this part, e.g. deployment.serve.", metavar="[KEY]")
+    ] = None,
     variant: Variants = None,
     set_: Sets = None,
     seed: Seed = None,
@@ -32,7 +37,7 @@ def show(
     out: Out = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Print a scenario with every reference resolved: itself a scenario file, ready to be saved and edited."""
+    """Print a scenario with every reference resolved: itself a scenario file, to save and edit."""
     from moesim import api
     from moesim.files import write_atomic
 
@@ -42,8 +47,15 @@ def show(
     plans, problem = _memory(loaded) if key is None else ({}, "")
     if json_:
         kept = {name: place for name, place in loaded.origins.items() if key is None or _inside(name, key)}
-        emit_json({"scenario" if key is None else key: part, "origins": kept, "path": str(loaded.path),
-                   "memory": {name: _bytes(plan) for name, plan in plans.items()}, "memory_problem": problem or None})
+        emit_json(
+            {
+                "scenario" if key is None else key: part,
+                "origins": kept,
+                "path": str(loaded.path),
+                "memory": {name: asdict(plan) for name, plan in plans.items()},
+                "memory_problem": problem or None,
+            }
+        )
         return
     lines = _yaml(part, key, loaded if origins else None)
     if out is not None:
@@ -51,8 +63,9 @@ def show(
         note(f"written: {out}")
         return
     text(lines.rstrip("\n"))
-    if plans:
-        _print_memory(plans)
+    for pool, plan in plans.items():
+        # as a comment, so that what is printed stays a scenario file
+        text(f"# memory of one device of pool {pool}: {_memory_line(plan)}")
     if problem:
         note(problem)
 
@@ -63,6 +76,8 @@ def readable(value: Any) -> Any:
         return {name: readable(child) for name, child in value.items()}
     if isinstance(value, list):
         return [readable(child) for child in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
@@ -119,8 +134,13 @@ def _annotated(lines: str, key: str | None, loaded: Loaded) -> str:
             places[line] = origin_of(loaded.origins, head + ".".join(map(str, path)))
     texts = lines.splitlines()
     width = min(max((len(texts[line - 1]) for line in places), default=0), 60)
-    return "\n".join(f"{row:<{width}}  # {places[index]}" if index in places else row
-                     for index, row in enumerate(texts, 1)) + "\n"
+    return (
+        "\n".join(
+            f"{row:<{width}}  # {places[index]}" if index in places else row
+            for index, row in enumerate(texts, 1)
+        )
+        + "\n"
+    )
 
 
 def _memory(loaded: Loaded) -> tuple[dict[str, MemoryPlan], str]:
@@ -132,24 +152,17 @@ def _memory(loaded: Loaded) -> tuple[dict[str, MemoryPlan], str]:
         return {}, str(error)
 
 
-def _bytes(plan: MemoryPlan) -> dict[str, Any]:
-    from dataclasses import asdict, is_dataclass
-
-    return asdict(plan) if is_dataclass(plan) else dict(plan)
-
-
-def _print_memory(plans: dict[str, MemoryPlan]) -> None:
-    names: dict[str, None] = {}
-    columns = {pool: _bytes(plan) for pool, plan in plans.items()}
-    for values in columns.values():
-        names |= dict.fromkeys(name for name, value in values.items() if isinstance(value, int | float))
-    rows = [[name.replace("_bytes", "").replace("_", " "), *(_amount(name, values.get(name)) for values in columns.values())]
-            for name in names]
-    text("")
-    print_table(["memory of one device", *columns], rows, right=range(1, 1 + len(columns)))
-
-
-def _amount(name: str, value: Any) -> str:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "-" if value is None else str(value)
-    return format_quantity(float(value), "B") if "bytes" in name else f"{value:,.6g}"
+def _memory_line(plan: MemoryPlan) -> str:
+    parts = [
+        f"{what} {format_quantity(size, 'B')}"
+        for what, size in (
+            ("weights", plan.weight_bytes),
+            ("activations", plan.activation_bytes),
+            ("graphs", plan.graph_bytes),
+            ("reserve", plan.reserve_bytes),
+            ("KV cache", plan.kv_bytes),
+            ("of", plan.device_bytes),
+        )
+    ]
+    blocks = f"{plan.max_tokens:,} tokens in {plan.kv_blocks_per_lane:,} blocks per attention rank"
+    return f"{', '.join(parts)}; {blocks}"

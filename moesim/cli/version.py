@@ -17,6 +17,8 @@ def version(json_: JsonFlag = False) -> None:
     from moesim.files.catalog import catalog_root
 
     if json_:
-        emit_json({"version": __version__, "python": platform.python_version(), "catalog": str(catalog_root())})
+        emit_json(
+            {"version": __version__, "python": platform.python_version(), "catalog": str(catalog_root())}
+        )
     else:
         text(f"moesim {__version__} (Python {platform.python_version()}, catalog {catalog_root()})")

@@ -149,6 +149,8 @@ class _Walker:
 
     def _scalar(self, node: Any, key: Key) -> Any:
         text: str = node.value
+        if node.style == ">":
+            text = text.replace("\a", "")  # ruamel marks where a folded line was broken
         kind = str(node.ctag if hasattr(node, "ctag") else node.tag).rsplit(":", 1)[-1]
         if node.style in {"'", '"', "|", ">"} or kind in {"str", "timestamp"}:
             # YAML 1.2 core has no timestamps; ruamel leaves '1e9' a string in some builds, JSON numbers are numbers

@@ -1,4 +1,4 @@
-"""Layers: trees of values that remember where each was written, and the rule by which one is laid over another."""
+"""Layers: trees of values that know where they were written, and how one is laid over another."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Value:
 
 
 def shown(path: Path) -> tuple[str, str]:
-    """Return (label, text) for messages: catalog files by their catalog path, others relative to where we are."""
+    """Return (label, text) for messages: catalog files by catalog path, others from where we are."""
     resolved = path.resolve()
     if resolved.is_relative_to(catalog_root()):
         inside = resolved.relative_to(catalog_root()).as_posix()
@@ -104,20 +104,18 @@ def leaves(value: Value, key: Key = ()) -> Iterator[tuple[Key, Value]]:
 def value_at(value: Value, key: Sequence[str | int]) -> Value | None:
     """Return the node at ``key``, or None."""
     for step in key:
-        if isinstance(value.data, dict) and step in value.data:
-            value = value.data[step]
-        elif isinstance(value.data, list) and isinstance(step, int) and step < len(value.data):
-            value = value.data[step]
-        else:
+        in_list = isinstance(value.data, list) and isinstance(step, int) and step < len(value.data)
+        if not in_list and not (isinstance(value.data, dict) and step in value.data):
             return None
+        value = value.data[step]
     return value
 
 
 def merge(weak: Value, strong: Value, key: Key = ()) -> Value:
     """Lay ``strong`` over ``weak``.
 
-    Two mappings are merged key by key; anything else is replaced whole, lists too. A mapping starts afresh when it
-    names its own ``from:``, or a ``kind:`` other than the weaker one's: the keys of another kind do not fit it. A
+    Two mappings are merged key by key; anything else is replaced whole, lists too. A mapping starts afresh
+    when it names its own ``from:``, or a ``kind:`` other than the weaker one's, whose keys would not fit it. A
     mapping whose keys are all numbers changes elements of a list.
 
     Raises
@@ -130,8 +128,15 @@ def merge(weak: Value, strong: Value, key: Key = ()) -> Value:
         elements = list(weak.data)
         for name, child in strong.data.items():
             if int(name) >= len(elements):
-                raise SpecError(Problem(child.origin.where, child.origin.line, ".".join(map(str, (*key, name))), "",
-                                        f"expected an index below {len(elements)}, the length of the list"))
+                raise SpecError(
+                    Problem(
+                        child.origin.where,
+                        child.origin.line,
+                        ".".join(map(str, (*key, name))),
+                        "",
+                        f"expected an index below {len(elements)}, the length of the list",
+                    )
+                )
             elements[int(name)] = merge(elements[int(name)], child, (*key, name))
         return replace(weak, data=elements)
     if not weak.is_mapping or _starts_afresh(weak, strong):

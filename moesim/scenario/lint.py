@@ -38,7 +38,7 @@ def lint(targets: Iterable[str], check: Callable[[ScenarioSpec], None] | None = 
     Parameters
     ----------
     targets : paths or names; none: the whole catalog
-    check : a further question to each resolved scenario, e.g. whether the model fits; it raises when it does not
+    check : a further question to each resolved scenario, e.g. whether the model fits; raises when it does not
     """
     files: list[str] = []
     problems: list[Problem] = []
@@ -69,7 +69,9 @@ def _files(target: str) -> list[Path]:
         if target in catalog_names(kind):
             return [find(target, kind)]
     known = [name for kind in CATALOG for name in catalog_names(kind)]
-    raise SpecError(Problem(target, 0, "", "", f"no such file, folder or catalog name{nearest(target, known)}"))
+    raise SpecError(
+        Problem(target, 0, "", "", f"no such file, folder or catalog name{nearest(target, known)}")
+    )
 
 
 def _problems(path: Path, check: Callable[[ScenarioSpec], None] | None) -> list[Problem]:

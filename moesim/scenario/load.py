@@ -1,4 +1,4 @@
-"""Load: from a scenario's name or path, variants and ``--set`` to a resolved ScenarioSpec with the origin of each value."""
+"""Load: from a scenario's name, variants and ``--set`` to a resolved spec and the origin of each value."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Loaded:
     Attributes
     ----------
     scenario : the resolved, self-contained scenario
-    origins : dotted path of every value -> ``file:line``, ``catalog file:line``, ``variant x (file:line)``, ``--set``,
-        ``--seed`` or ``default``. A list of plain values has one entry; see ``origin_of``
+    origins : dotted path of every value -> ``file:line``, ``catalog file:line``, ``variant x (file:line)``,
+        ``--set``, ``--seed`` or ``default``. A list of plain values has one entry; see ``origin_of``
     path : the scenario's own file
     variants : variants applied
     sets : ``--set`` options applied
@@ -51,8 +51,8 @@ def load(
 ) -> Loaded:
     """Load a scenario.
 
-    Layers, weakest first: defaults, the files it ``extends`` (each once, its own bases before it), the file, variants
-    in the order given, ``--set``, seed.
+    Layers, weakest first: defaults, the files it ``extends`` (each once, its own bases before it), the file,
+    variants, ``--set``, seed.
 
     Parameters
     ----------
@@ -89,7 +89,9 @@ def variant_names(name_or_path: str | Path) -> dict[str, str]:
     for layer in _chain(find(str(name_or_path), "scenario"), ()):
         root = layer if root is None else merge(root, layer)
     found = _variants(root) if root is not None else {}
-    return {name: str(value.data[_ABOUT].data) if _ABOUT in value.data else "" for name, value in found.items()}
+    return {
+        name: str(value.data[_ABOUT].data) if _ABOUT in value.data else "" for name, value in found.items()
+    }
 
 
 def origin_of(origins: dict[str, str], key: str) -> str:
@@ -150,7 +152,9 @@ def _variants(root: Value) -> dict[str, Value]:
         return {}
     if not listed.is_mapping:
         raise SpecError(_problem(listed, "variants", "expected a mapping from names to overrides"))
-    kept = {name: value for name, value in listed.data.items() if value.data is not None}  # null drops a base's variant
+    kept = {
+        name: value for name, value in listed.data.items() if value.data is not None
+    }  # null drops a base's variant
     for name, value in kept.items():
         if not value.is_mapping:
             raise SpecError(_problem(value, f"variants.{name}", "expected a mapping of overrides"))
@@ -158,12 +162,15 @@ def _variants(root: Value) -> dict[str, Value]:
 
 
 def _apply_variants(root: Value, known: dict[str, Value], chosen: tuple[str, ...]) -> Value:
-    """Lay the chosen variants over the root. Two that set the same key are refused: their order must not matter."""
+    """Lay the chosen variants over the root; two that set the same key are refused: no order matters."""
     for name in chosen:
         if name not in known:
             which = f"known: {', '.join(known)}" if known else "the scenario has none"
-            raise SpecError(Problem("--variant", 0, "", repr(name), f"no variant of that name{nearest(name, known)} "
-                                                                    f"({which})"))
+            raise SpecError(
+                Problem(
+                    "--variant", 0, "", repr(name), f"no variant of that name{nearest(name, known)} ({which})"
+                )
+            )
     parts = {name: _labelled(_without(known[name], (_ABOUT,)), f"variant {name}") for name in chosen}
     written: dict[Key, tuple[str, Value]] = {}
     problems = []
@@ -171,13 +178,26 @@ def _apply_variants(root: Value, known: dict[str, Value], chosen: tuple[str, ...
         for key, leaf in leaves(part):
             if not key:
                 continue
-            clash = next((k for k in written if written[k][0] != name
-                          and (k[: len(key)] == key or key[: len(k)] == k)), None)
+            clash = next(
+                (
+                    k
+                    for k in written
+                    if written[k][0] != name and (k[: len(key)] == key or key[: len(k)] == k)
+                ),
+                None,
+            )
             if clash is not None:
                 other, there = written[clash]
-                problems.append(Problem(leaf.origin.where, leaf.origin.line, ".".join(map(str, key)), "",
-                                        f"variants {other!r} and {name!r} both set it ({other!r} on "
-                                        f"{there.origin.where}:{there.origin.line}); choose one"))
+                problems.append(
+                    Problem(
+                        leaf.origin.where,
+                        leaf.origin.line,
+                        ".".join(map(str, key)),
+                        "",
+                        f"variants {other!r} and {name!r} both set it ({other!r} on "
+                        f"{there.origin.where}:{there.origin.line}); choose one",
+                    )
+                )
             written[key] = (name, leaf)
     if problems:
         raise SpecError(*problems)
@@ -206,7 +226,9 @@ def _option(text: str) -> tuple[tuple[str, ...], Value]:
     try:
         document = parse_yaml(value, "--set")
     except SpecError as error:
-        raise SpecError(*(Problem("--set", 0, key, repr(value), p.expected) for p in error.problems)) from None
+        raise SpecError(
+            *(Problem("--set", 0, key, repr(value), p.expected) for p in error.problems)
+        ) from None
     parsed = tree(replace(document, lines={}))
     return steps, parsed
 
@@ -217,8 +239,15 @@ def _options(options: list[tuple[tuple[str, ...], Value]]) -> Value:
     taken: set[tuple[str, ...]] = set()
     for steps, value in options:
         if steps in taken:
-            raise SpecError(Problem(value.origin.where, 0, ".".join(steps), "", "expected it once, another option "
-                                                                               "sets this key too"))
+            raise SpecError(
+                Problem(
+                    value.origin.where,
+                    0,
+                    ".".join(steps),
+                    "",
+                    "expected it once, another option sets this key too",
+                )
+            )
         taken.add(steps)
     # the shorter key first: `model=x` names what `model.vocab=y` then changes
     for steps, value in sorted(options, key=lambda option: len(option[0])):
@@ -244,11 +273,14 @@ def _resolve(root: Value, own: Origin) -> tuple[ScenarioSpec, Value]:
 
 
 def _origins(scenario: ScenarioSpec, root: Value) -> dict[str, str]:
-    return {".".join(map(str, key)): _origin(root, key) for key in _resolved_leaves(scenario.model_dump(mode="json"))}
+    return {
+        ".".join(map(str, key)): _origin(root, key)
+        for key in _resolved_leaves(scenario.model_dump(mode="json"))
+    }
 
 
 def _resolved_leaves(data: Any, key: Key = ()) -> Iterator[Key]:
-    """Yield the path of every scalar and every list without mappings: a fitted table is one value, not ten thousand."""
+    """Yield the path of every scalar and every list without mappings: a table is one value, not thousands."""
     if isinstance(data, dict) and data:
         for name, child in data.items():
             yield from _resolved_leaves(child, (*key, name))

@@ -1,13 +1,14 @@
-"""References: a slot such as ``model: mixtral-8x7b`` becomes the whole entry, with the scenario's overrides laid over it.
+"""References: ``model: mixtral-8x7b`` becomes the whole entry, with the scenario's overrides laid over it.
 
-A slot holds a name or path, a mapping ``{from: NAME, ...overrides}``, or the whole entry. ``node`` and ``device`` are
-named by the cluster; what a scenario writes there is laid over them.
+A slot holds a name or path, a mapping ``{from: NAME, ...overrides}``, or the whole entry. ``node`` and
+``device`` are named by the cluster; what a scenario writes there is laid over them.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +25,13 @@ SLOTS: tuple[Slot, ...] = ("cluster", "node", "device", "model", "traffic", "rou
 _SEVERAL = re.compile(r"\d+\s*x\s+\S+", re.IGNORECASE)
 _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "traffic": (("trace", "path"),),
-    "routing": (("router", "path"), ("router", "tables", "path"), ("model", "path")),
+    "routing": (("router", "path"), ("router", "tables", "path")),
 }
 """Keys that name a file beside the one they are written in."""
 
 
 def normalise(layer: Value) -> Value:
-    """Write every plain reference in a scenario layer as ``{from: NAME}``, so that overrides can be laid over it."""
+    """Write every plain reference of a layer as ``{from: NAME}``, so that overrides can be laid over it."""
     if not layer.is_mapping:
         return layer
     changed = {}
@@ -44,6 +45,15 @@ def normalise(layer: Value) -> Value:
 def read_layer(path: Path) -> Value:
     """Read a YAML file as a layer; messages name it as the user would."""
     label, where = shown(path)
+    try:
+        modified = path.stat().st_mtime_ns
+    except OSError:
+        modified = 0  # reading it says what is wrong
+    return _read_layer(path, where, label, modified)
+
+
+@lru_cache(maxsize=256)
+def _read_layer(path: Path, where: str, label: str, modified: int) -> Value:  # noqa: ARG001 - cache key
     return tree(read_yaml(path, where), label)
 
 
@@ -78,12 +88,15 @@ def expand(root: Value) -> tuple[Value, list[Problem], set[str]]:
 
 
 def _named_by(owner: Value | None, owner_slot: str, slot: Slot, override: Value | None) -> dict[str, Value]:
-    """Return the entry of ``slot`` that ``owner`` names, under the override, and the owner naming it by its new name."""
+    """Return the entry of ``slot`` that ``owner`` names, under the override; and the owner, if that renames it."""
     if override is not None and override.is_mapping and ("from" in override.data or "kind" in override.data):
         entry = _entry(slot, override)
         name = override.data.get("from", entry.data.get("name"))
-        renamed = {} if owner is None or name is None else {
-            owner_slot: replace(owner, data={**owner.data, slot: name})}
+        renamed = (
+            {}
+            if owner is None or name is None
+            else {owner_slot: replace(owner, data={**owner.data, slot: name})}
+        )
         return {slot: entry, **renamed}
     if owner is None or not owner.is_mapping or slot not in owner.data:
         return {} if override is None else {slot: override}
@@ -111,8 +124,14 @@ def _read(slot: Slot, name: Value) -> Value:
     kind = entry.data.get("kind") if entry.is_mapping else None
     if kind is None or kind.data != slot:
         origin = kind.origin if kind is not None else entry.origin
-        raise SpecError(_bad(origin, "kind", repr(kind.data) if kind is not None else "",
-                             f"expected kind: {slot}, as {_place(name.origin)} names it for {slot}"))
+        raise SpecError(
+            _bad(
+                origin,
+                "kind",
+                repr(kind.data) if kind is not None else "",
+                f"expected kind: {slot}, as {_place(name.origin)} names it for {slot}",
+            )
+        )
     return _beside(slot, entry)
 
 
@@ -132,8 +151,9 @@ def _cluster(name: Value) -> Value:
     try:
         cluster = resolve_cluster(text, name.origin.path).cluster
     except SpecError as error:
-        raise SpecError(*(p if p.line else _bad(name.origin, "cluster", repr(text), p.expected)
-                          for p in error.problems)) from None
+        raise SpecError(
+            *(p if p.line else _bad(name.origin, "cluster", repr(text), p.expected) for p in error.problems)
+        ) from None
 
     def everywhere(data: Any) -> Value:
         if isinstance(data, dict):
@@ -156,7 +176,8 @@ def _find(kind: Kind, slot: str, name: Value) -> Path:
     if slot == "cluster":
         known = (*catalog_names("cluster"), *catalog_names("node"))
     expected = f"no {slot} of that name in the catalog{nearest(text, known)} (moesim list {slot}s)".replace(
-        "routings", "routing").replace("traffics", "traffic")
+        "routings", "routing"
+    ).replace("traffics", "traffic")
     raise SpecError(_bad(name.origin, slot, repr(text), expected))
 
 

@@ -36,13 +36,17 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def _schema(kind: Kind) -> dict[str, Any]:
     schema = KINDS[kind].model_json_schema(mode="validation")
     schema = _as_file(schema) if kind == "scenario" else schema
-    return {"$schema": _DIALECT, "title": f"moesim {kind} file", **{k: v for k, v in schema.items() if k != "title"}}
+    return {
+        "$schema": _DIALECT,
+        "title": f"moesim {kind} file",
+        **{k: v for k, v in schema.items() if k != "title"},
+    }
 
 
 def json_schema(kind: str) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of files of ``kind``.
 
-    A scenario file may leave out whatever a base or the catalog states, so nothing but ``kind`` is required there.
+    A scenario file may leave out whatever a base or the catalog states: only ``kind`` is required there.
 
     Raises
     ------
@@ -60,22 +64,36 @@ def _as_file(resolved: dict[str, Any]) -> dict[str, Any]:
     for slot in SLOTS:
         name = {"traffic": "TrafficSpec", "routing": "RoutingSpec"}.get(slot, f"{slot.capitalize()}Spec")
         entry = copy.deepcopy(definitions[name])
-        entry["properties"] = {"from": {"type": "string", "description": f"name or path of a {slot}"},
-                               **entry["properties"]}
+        entry["properties"] = {
+            "from": {"type": "string", "description": f"name or path of a {slot}"},
+            **entry["properties"],
+        }
         definitions[f"{name}Override"] = entry
         about = fields[slot].get("description", "")
-        fields[slot] = {"anyOf": [{"type": "string", "description": f"name or path of a {slot}"},
-                                  {"$ref": f"#/$defs/{name}Override"}, {"type": "null"}], "description": about}
+        fields[slot] = {
+            "anyOf": [
+                {"type": "string", "description": f"name or path of a {slot}"},
+                {"$ref": f"#/$defs/{name}Override"},
+                {"type": "null"},
+            ],
+            "description": about,
+        }
     overrides = {name: field for name, field in fields.items() if name != "kind"}
     definitions["Variant"] = {
-        "type": "object", "additionalProperties": False,
+        "type": "object",
+        "additionalProperties": False,
         "properties": {"about": {"type": "string", "description": "what the variant asks"}, **overrides},
     }
     names = {"type": "string", "description": "name or path of a scenario"}
-    fields["extends"] = {"anyOf": [names, {"type": "array", "items": names}],
-                         "description": "scenarios this one starts from, weakest first"}
-    fields["variants"] = {"type": "object", "additionalProperties": {"$ref": "#/$defs/Variant"},
-                          "description": "named overrides, chosen with --variant"}
+    fields["extends"] = {
+        "anyOf": [names, {"type": "array", "items": names}],
+        "description": "scenarios this one starts from, weakest first",
+    }
+    fields["variants"] = {
+        "type": "object",
+        "additionalProperties": {"$ref": "#/$defs/Variant"},
+        "description": "named overrides, chosen with --variant",
+    }
     return {**resolved, "$defs": definitions, "properties": fields, "required": ["kind"]}
 
 

@@ -1,4 +1,4 @@
-"""Scenario: one question, resolved and self-contained: hardware, model, traffic, routing, deployment, targets, run."""
+"""Scenario: one question, resolved: hardware, model, traffic, routing, deployment, targets, run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from moesim.spec.base import Finding, Source, Spec, findings
-from moesim.spec.deployment import Deployment, Economics, Pool, Run, Targets
+from moesim.spec.deployment import Deployment, Economics, Fault, Pool, Run, Straggler, Targets
 from moesim.spec.hardware import ClusterSpec, DeviceSpec, NodeSpec
 from moesim.spec.model import Attention, GroupedQuery, LinearAttention, ModelSpec, MoeFfn, NoMixer
 from moesim.spec.routing import RoutingSpec
@@ -71,6 +71,7 @@ def scenario_findings(scenario: ScenarioSpec) -> Iterator[Finding]:
     for name, pool in scenario.deployment.pools.items():
         yield from _sharding(scenario.model, name, pool)
         yield from _engine(scenario.model, scenario.traffic, name, pool)
+    yield from _routing(scenario)
     yield from _events(scenario.deployment)
     yield from _run(scenario)
 
@@ -78,14 +79,20 @@ def scenario_findings(scenario: ScenarioSpec) -> Iterator[Finding]:
 def _devices(scenario: ScenarioSpec) -> Iterator[Finding]:
     total = scenario.cluster.nodes * scenario.node.devices
     if scenario.cluster.nodes > 1 and scenario.node.network is None:
-        yield Finding(("node", "network"), None,
-                      f"expected a network: {scenario.cluster.name} joins {scenario.cluster.nodes} nodes")
+        yield Finding(
+            ("node", "network"),
+            None,
+            f"expected a network: {scenario.cluster.name} joins {scenario.cluster.nodes} nodes",
+        )
     scaling = scenario.deployment.autoscaling
     wanted, parts, last = 0, [], ""
     for name, pool in scenario.deployment.pools.items():
         if pool.cluster:
-            yield Finding(("deployment", name, "cluster"), pool.cluster,
-                          "pools on another cluster than the scenario's are not supported yet")
+            yield Finding(
+                ("deployment", name, "cluster"),
+                pool.cluster,
+                "pools on another cluster than the scenario's are not supported yet",
+            )
         replicas = pool.replicas
         if scaling is not None and name in {"serve", "decode"}:
             replicas = max(replicas, scaling.max_replicas)
@@ -94,9 +101,12 @@ def _devices(scenario: ScenarioSpec) -> Iterator[Finding]:
         last = name
     if wanted > total:
         have = f"{total} device{'s' if total != 1 else ''}"
-        yield Finding(("deployment", last, "replicas"), None,
-                      f"expected at most the {have} of cluster {scenario.cluster.name}, "
-                      f"got {' + '.join(parts)} = {wanted}")
+        yield Finding(
+            ("deployment", last, "replicas"),
+            None,
+            f"expected at most the {have} of cluster {scenario.cluster.name}, "
+            f"got {' + '.join(parts)} = {wanted}",
+        )
 
 
 def _sharding(model: ModelSpec, name: str, pool: Pool) -> Iterator[Finding]:
@@ -113,16 +123,23 @@ def _sharding(model: ModelSpec, name: str, pool: Pool) -> Iterator[Finding]:
     layers = len(model.blocks())
     if pp > layers:
         yield Finding((*here, "pp"), pp, f"expected at most the {layers} layers of {model.name}")
-    experts = [f for f in (model.ffns[key] for key in sorted({ffn for _, ffn in model.blocks()}))
-               if isinstance(f, MoeFfn)]
+    experts = [
+        f
+        for f in (model.ffns[key] for key in sorted({ffn for _, ffn in model.blocks()}))
+        if isinstance(f, MoeFfn)
+    ]
     if not experts and ep > 1:
         yield Finding((*here, "ep"), ep, f"expected 1: {model.name} has no routed experts")
     for ffn in experts:
         if ep > ffn.experts:
             yield Finding((*here, "ep"), ep, f"expected at most the {ffn.experts} experts of {model.name}")
         elif divided and ffn.intermediate % pool.parallelism.moe_tp:
-            yield Finding((*here, "ep"), ep, f"leaves tp {pool.parallelism.moe_tp} inside each expert, which does not "
-                                             f"divide its width {ffn.intermediate}")
+            yield Finding(
+                (*here, "ep"),
+                ep,
+                f"leaves tp {pool.parallelism.moe_tp} inside each expert, which does not "
+                f"divide its width {ffn.intermediate}",
+            )
 
 
 def _undivided(attention: Attention, tp: int) -> str:
@@ -142,15 +159,42 @@ def _engine(model: ModelSpec, traffic: TrafficSpec, name: str, pool: Pool) -> It
     here = ("deployment", name, "engine")
     engine = pool.engine
     if engine.max_num_batched_tokens < engine.max_num_seqs:
-        yield Finding((*here, "max_num_batched_tokens"), engine.max_num_batched_tokens,
-                      f"expected at least max_num_seqs = {engine.max_num_seqs}: each running sequence takes one token")
+        yield Finding(
+            (*here, "max_num_batched_tokens"),
+            engine.max_num_batched_tokens,
+            f"expected at least max_num_seqs = {engine.max_num_seqs}: each running sequence takes one token",
+        )
     if engine.max_model_len is not None and engine.max_model_len > model.context:
-        yield Finding((*here, "max_model_len"), engine.max_model_len,
-                      f"expected at most the context of {model.name}, {model.context} tokens")
+        yield Finding(
+            (*here, "max_model_len"),
+            engine.max_model_len,
+            f"expected at most the context of {model.name}, {model.context} tokens",
+        )
     hashed = _hash_tokens(traffic)
     if engine.prefix_caching and name != "decode" and hashed % engine.block_tokens:
-        yield Finding((*here, "block_tokens"), engine.block_tokens,
-                      f"must divide the {hashed} tokens of a prefix block of traffic {traffic.name}")
+        yield Finding(
+            (*here, "block_tokens"),
+            engine.block_tokens,
+            f"must divide the {hashed} tokens of a prefix block of traffic {traffic.name}",
+        )
+
+
+def _routing(scenario: ScenarioSpec) -> Iterator[Finding]:
+    routing, model = scenario.routing, scenario.model
+    if routing is None:
+        return
+    kinds = [model.ffns[name] for name in sorted({ffn for _, ffn in model.blocks()})]
+    routed = [ffn for ffn in kinds if isinstance(ffn, MoeFfn)]
+    if not routed:
+        yield Finding(("routing",), None, f"expected null: {model.name} has no routed experts")
+    for key, stated in (("experts", routing.experts), ("top_k", routing.top_k)):
+        wanted = sorted({getattr(ffn, key) for ffn in routed})
+        if stated is not None and wanted and stated not in wanted:
+            yield Finding(
+                ("routing", key),
+                stated,
+                f"expected {wanted[0]}, as in {model.name}; or choose another routing, or null",
+            )
 
 
 def _hash_tokens(traffic: TrafficSpec) -> int:
@@ -166,9 +210,16 @@ def _events(deployment: Deployment) -> Iterator[Finding]:
     pools = deployment.pools
     scaling = deployment.autoscaling
     if scaling is not None and scaling.min_replicas > scaling.max_replicas:
-        yield Finding(("deployment", "autoscaling", "min_replicas"), scaling.min_replicas,
-                      f"expected at most max_replicas = {scaling.max_replicas}")
-    for kind, events in (("faults", deployment.faults), ("stragglers", deployment.stragglers)):
+        yield Finding(
+            ("deployment", "autoscaling", "min_replicas"),
+            scaling.min_replicas,
+            f"expected at most max_replicas = {scaling.max_replicas}",
+        )
+    events_of: tuple[tuple[str, tuple[Fault | Straggler, ...]], ...] = (
+        ("faults", deployment.faults),
+        ("stragglers", deployment.stragglers),
+    )
+    for kind, events in events_of:
         for index, event in enumerate(events):
             here = ("deployment", kind, index)
             if event.pool not in pools:
@@ -178,8 +229,11 @@ def _events(deployment: Deployment) -> Iterator[Finding]:
             if scaling is not None:
                 replicas = max(replicas, scaling.max_replicas)
             if event.replica >= replicas:
-                yield Finding((*here, "replica"), event.replica,
-                              f"expected below {replicas}, the replicas of pool {event.pool}")
+                yield Finding(
+                    (*here, "replica"),
+                    event.replica,
+                    f"expected below {replicas}, the replicas of pool {event.pool}",
+                )
 
 
 def _run(scenario: ScenarioSpec) -> Iterator[Finding]:
@@ -191,5 +245,8 @@ def _run(scenario: ScenarioSpec) -> Iterator[Finding]:
     if run.requests is None and run.horizon is None and not ends:
         yield Finding(("run",), None, "expected requests, horizon or both: without them the run does not end")
     if run.requests is not None and run.warmup_requests + run.cooldown_requests >= run.requests:
-        yield Finding(("run", "warmup_requests"), run.warmup_requests,
-                      f"expected warm-up and cool-down together below requests = {run.requests}")
+        yield Finding(
+            ("run", "warmup_requests"),
+            run.warmup_requests,
+            f"expected warm-up and cool-down together below requests = {run.requests}",
+        )
