@@ -23,7 +23,7 @@ _LIVE_HIDDEN = 5.5
 forward pass sets the peak: 5.1 (Qwen2.5-32B, tp 2, 10,000 tokens, vllm#15815), 5.7 (Qwen2.5-14B, tp 2, 2,048
 tokens, second worker, vllm#13061), 6.5 (Mistral-7B, 32,768 tokens, inferred from the blocks, vllm#4454)."""
 _SAMPLER_BYTES = 20.0
-"""Bytes per logit while sampling: logits, an fp32 copy, sorted values and indices, probabilities. From logs of
+"""Bytes per logit while sampling: logits, fp32 copy, sorted values and indices, probabilities. From logs of
 vLLM 0.19: 18 (Gemma-4-26B) and 22 (gpt-oss-20b), both A100, myoceane.fr 2026-04-18; vLLM 0.6 and 0.7 took 37
 (Llama-3-8B, vllm#10511; Qwen2.5, vllm#13882)."""
 

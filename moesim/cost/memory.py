@@ -19,7 +19,7 @@ __all__ = ["MemoryPlan", "memory_plan", "usable_bytes"]
 
 _GIB = float(1 << 30)
 _DRIVER = 0.5 * _GIB
-"""What a GPU driver keeps of the capacity it reports: the "total memory" of engine logs is smaller by 0.42 (RTX
+"""What a GPU driver keeps of the capacity it reports: the "total memory" of engine logs is less by 0.42 (RTX
 3090), 0.44 (RTX 4090), 0.43 (H100) and 0.57 GiB (L40S) (vllm#14447, #13061, #12126, #15815)."""
 _RESERVE = {
     # memory outside the framework's allocator: one device, several devices
