@@ -37,8 +37,8 @@ class RoutingLoad:
 
     distinct: FloatArray
     straggler: FloatArray
-    ranks_per_token: float = 1.0
-    nodes_per_token: float = 1.0
+    ranks_per_token: float
+    nodes_per_token: float
     rank_distinct: FloatArray | None = None
     slots_per_rank: int = 0
 

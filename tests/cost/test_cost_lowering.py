@@ -119,7 +119,7 @@ def test_experts_follow_distinct_experts_touched_not_tokens():
     lay, at = layout(mixtral()), np.array([1, 2, 64])
     free = group_ops(lay, at, uniform(8, 2, 64))
     count = np.arange(65.0)
-    agreeing = RoutingLoad(distinct=np.where(count > 0, 2.0, 0.0), straggler=np.ones(65))
+    agreeing = RoutingLoad(np.where(count > 0, 2.0, 0.0), np.ones(65), 1.0, 1.0)
     bound = group_ops(lay, at, agreeing)
     up, same = (next(op for op in ops if op.name == "moe_gate_up") for ops in (free, bound))
     expert = 2 * 14336 * 4096 * 2
@@ -141,7 +141,7 @@ def test_the_busiest_rank_sets_rows_and_experts():
 
 def test_one_token_cannot_touch_half_an_expert_more_than_its_rows():
     lay = layout(mixtral(), tp=4, ep=4)
-    load = RoutingLoad(np.array([0.0, 2.0]), np.array([1.0, 1.75]))
+    load = RoutingLoad(np.array([0.0, 2.0]), np.array([1.0, 1.75]), 1.75, 1.0)
     up = next(op for op in group_ops(lay, ONE, load) if op.name == "moe_gate_up")
     assert up.weight_bytes[0] <= 2 * 1.75 / 4 * 2 * 14336 * 4096 * 2
 
@@ -254,7 +254,43 @@ def test_what_does_not_divide_is_refused():
 )
 def test_impossible_loads_are_refused(bad, message):
     with pytest.raises(SpecError, match=message):
-        RoutingLoad(**{"distinct": np.array([0.0, 2.0]), "straggler": np.ones(2), **bad})
+        RoutingLoad(
+            **{
+                "distinct": np.array([0.0, 2.0]),
+                "straggler": np.ones(2),
+                "ranks_per_token": 2.0,
+                "nodes_per_token": 1.0,
+                **bad,
+            }
+        )
+
+
+def test_touched_experts_of_the_busiest_rank():
+    at = np.array([0, 1, 2])
+    load = RoutingLoad(np.array([0.0, 2.0, 3.5]), np.array([1.0, 2.0, 1.6]), 1.75, 1.0)
+    assert list(load.touched(at, 8, 1)) == [0, 2, 3.5]
+    assert load.touched(at, 8, 4) == pytest.approx([0, 1.0, 1.4])  # its share, times the straggler factor
+    assert load.touched(at, 4, 4) == pytest.approx([0, 1.0, 1.0])  # it holds one
+    assert load.rows(at, 2, 4) == pytest.approx([0, 1.0, 1.6])
+    assert load.rows(at, 2, 1) == pytest.approx([0, 2, 4])
+    known = RoutingLoad(load.distinct, load.straggler, 1.75, 1.0, np.array([0.0, 1.0, 1.25]))
+    assert list(known.touched(at, 8, 4)) == [0, 1.0, 1.25]
+    spare = RoutingLoad(load.distinct, load.straggler, 1.75, 1.0, slots_per_rank=2)
+    assert spare.touched(at, 4, 4) == pytest.approx([0, 1.0, 1.4])
+
+
+def test_a_cut_lane_sends_each_token_once():
+    """With tp 4 x dp 2 a device dispatches an eighth of all tokens and gathers its lane's half afterwards."""
+    ops = group_ops(layout(deepseek(), tp=4, dp=2, ep=8), np.array([800]), uniform(256, 8, 800, 5.3))
+    size = {op.name: op.exchange.size[0] for op in ops if op.exchange}
+    assert size["dispatch"] == pytest.approx(100 * (7168 + 7168 / 128 * 4))
+    assert size["combine"] == 100 * 7168 * 2
+    assert size["moe_tp_gather"] == 400 * 7168 * 2
+
+
+def test_tensor_parallel_lanes_add_up_after_embedding_attention_and_ffn():
+    names = [op.name for op in lane_ops(layout(llama(), tp=2), ONE) if op.kind == "collective"]
+    assert names == ["embedding_all_reduce", "attention_all_reduce", "ffn_all_reduce"]
 
 
 def test_active_parameters_of_the_examples():

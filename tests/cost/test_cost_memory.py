@@ -85,6 +85,13 @@ def test_one_device_stores_the_whole_model(m):
     assert sum(stage_weight_bytes(layout(m))) == pytest.approx(weight_bytes(m), rel=1e-3)
 
 
+def test_a_tied_pair_is_stored_once_per_stage_that_needs_it():
+    tied, apart = llama(tied_embeddings=True), llama()
+    table = 128256 * 4096 * 2
+    assert sum(stage_weight_bytes(layout(apart))) - sum(stage_weight_bytes(layout(tied))) == table
+    assert stage_weight_bytes(layout(tied, pp=2)) == stage_weight_bytes(layout(apart, pp=2))
+
+
 @pytest.mark.parametrize("cut", [{"tp": 8}, {"tp": 4, "ep": 4}, {"dp": 8, "ep": 8}, {"tp": 2, "pp": 4}])
 def test_shares_add_up_to_the_model_and_its_replicas(cut):
     lay = layout(mixtral(), **cut)

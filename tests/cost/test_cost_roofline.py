@@ -126,6 +126,13 @@ def test_arithmetic_that_the_run_asks_for_is_not_replaced():
         resolve_formats(llama(), device("a100"), PrecisionChoice(weights="fp8", activations="fp8"))
 
 
+def test_a_wider_type_that_the_run_implies_is_not_replaced_either():
+    """fp8 weights with fp4 activations run in fp8, which this device lacks."""
+    odd = device("h100", peaks={"bf16": "1 TFLOP/s", "fp4": "4 TFLOP/s"})
+    with pytest.raises(NoResult, match="h100 has no fp8 peak"):
+        resolve_formats(llama(), odd, PrecisionChoice(weights="fp8", activations="fp4"))
+
+
 def test_weights_alone_are_weight_only_quantisation():
     formats = resolve_formats(llama(), device("h100"), PrecisionChoice(weights="int4"))
     assert formats.dense.compute == "bf16"

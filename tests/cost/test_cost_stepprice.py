@@ -135,7 +135,7 @@ def test_skew_costs_time_and_agreement_saves_it():
 
     assert step(uniform(8, 2, 64, straggler=2.0)) > step(uniform(8, 2, 64))
     fewer = uniform(8, 2, 64)
-    fewer = type(fewer)(distinct=np.minimum(fewer.distinct, 4.0), straggler=fewer.straggler)
+    fewer = type(fewer)(np.minimum(fewer.distinct, 4.0), fewer.straggler, 1.0, 1.0)
     assert step(fewer) < step(uniform(8, 2, 64))
 
 
