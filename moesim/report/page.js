@@ -36,7 +36,12 @@
       .then(() => Plotly.relayout(place, theme(figure.layout, colours(false))));
   };
   const paint = (printing) => {
-    for (const place of places) Plotly.relayout(place, theme(figures[place.dataset.figure].layout, colours(printing)));
+    for (const place of places) {
+      // paper has a width of its own, which no resize event tells: 690 px fit A4 and letter
+      const paper = place.closest(".two, .three") ? 335 : 690;
+      const size = printing ? { autosize: false, width: paper } : { autosize: true, width: null };
+      Plotly.relayout(place, { ...theme(figures[place.dataset.figure].layout, colours(printing)), ...size });
+    }
   };
   Promise.all(places.map(draw)).then(
     () => { document.documentElement.dataset.drawn = String(places.length); },

@@ -143,6 +143,7 @@ def test_user_text_stays_text(run, page, evil):
     for tag in ("script", "b", "img"):
         assert ours.count(tag) == count.count(tag)
     assert shown.words.count(evil) >= 6
+    assert "<" not in shown.scripts["summary"] + shown.scripts["figures"]
     assert json.loads(shown.scripts["summary"])["scenario"] == evil
     assert evil in json.dumps(json.loads(shown.scripts["figures"]), ensure_ascii=False).replace('\\"', '"')
     assert "javascript:" not in [a.get("href", "")[:11] for _, a in shown.elements]
@@ -227,7 +228,9 @@ def test_a_large_run_stays_below_six_megabytes(tmp_path):
     replicas = pd.concat(
         [row]
         + [
-            row.assign(replica=r, steps=0, busy_s=0.0, prefill_tokens=0, decode_tokens=0, requests_s=0.0)
+            row.assign(
+                replica=r, requests_s=0.0, steps=0, busy_s=0.0, prefill_tokens=0, decode_tokens=0, step_s=0.0
+            )
             for r in range(1, 64)
         ]
     )
@@ -272,10 +275,10 @@ def test_a_browser_draws_every_figure_offline(run, tmp_path, width):
     inner = tmp_path / "inner.html"
     inner.write_text(text)
     probe.write_text(
-        f"<iframe id=f src=inner.html width={width} height=900></iframe><script>setTimeout(()=>{{"
+        f"<iframe id=f src=inner.html width={width} height=900></iframe><script>const wait=setInterval(()=>{{"
         "const d=document.getElementById('f').contentDocument;const o={...d.documentElement.dataset,"
-        "plots:d.querySelectorAll('svg.main-svg').length};document.body.textContent=JSON.stringify(o)},"
-        "4000)</script>"
+        "plots:d.querySelectorAll('svg.main-svg').length};if(!(o.seen&&(o.drawn||o.failed)))return;"
+        "clearInterval(wait);document.body.textContent=JSON.stringify(o)},100)</script>"
     )
     done = subprocess.run(
         [
@@ -286,7 +289,7 @@ def test_a_browser_draws_every_figure_offline(run, tmp_path, width):
             "--allow-file-access-from-files",
             "--host-resolver-rules=MAP * ~NOTFOUND",
             f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=15000",
+            "--virtual-time-budget=60000",
             "--dump-dom",
             probe.as_uri(),
         ],

@@ -122,6 +122,7 @@ def make_result(
             "kv_block_tokens": BLOCK,
             "steps": int(steps),
             "busy_s": busy,
+            "step_s": busy,
             "alive_s": end,
             "prefill_tokens": int(prefilled),
             "decode_tokens": int(decoded),

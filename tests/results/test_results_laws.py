@@ -66,6 +66,7 @@ MUTANTS = {
     "ops_are_busy_time": [
         lambda r: corrupt(r, "ops", 2, "seconds", lambda v: v * (1 + 1e-7)),
         lambda r: corrupt(r, "ops", 0, "pool", "decode"),
+        lambda r: corrupt(r, "replicas", 1, "step_s", lambda v: v + 1e-3),
         lambda r: corrupt(
             corrupt(r, "ops", 0, "seconds", -1.0),
             "ops",

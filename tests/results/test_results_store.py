@@ -164,6 +164,7 @@ def test_trace_slices_and_spans(cut_run, tmp_path):
     assert ttft == [pytest.approx(request["first_token_s"] * 1e6)]
     path = write_trace(cut_run, tmp_path / "trace.json.gz", 40)
     assert json.loads(gzip.decompress(path.read_bytes())) == json.loads(json.dumps(trace))
+    assert path.read_bytes()[4:8] == bytes(4)  # no time of writing in the header
     assert write_trace(cut_run, tmp_path / "again.json.gz", 40).read_bytes() == path.read_bytes()
 
 
