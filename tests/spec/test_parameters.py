@@ -112,7 +112,7 @@ def test_weight_bytes_are_the_published_checkpoint_sizes(name: str, size: float)
     assert weight_bytes(of(name)) == pytest.approx(size, rel=6e-3)
 
 
-# --- brute force: list the tensors of a checkpoint by hand and multiply their shapes --------------------------------
+# --- brute force: list the tensors of a checkpoint by hand and multiply their shapes ---
 
 
 def numel(*shapes: tuple[int, ...]) -> int:
@@ -120,7 +120,14 @@ def numel(*shapes: tuple[int, ...]) -> int:
 
 
 def test_grouped_query_by_tensors() -> None:
-    a = GQA | {"v_head_dim": 6, "bias": True, "output_bias": True, "gate": True, "qk_norm": True, "sinks": True}
+    a = GQA | {
+        "v_head_dim": 6,
+        "bias": True,
+        "output_bias": True,
+        "gate": True,
+        "qk_norm": True,
+        "sinks": True,
+    }
     tensors = numel(
         (32, 4 * 8), (4 * 8,), (32, 2 * 8), (2 * 8,), (32, 2 * 6), (2 * 6,), (4 * 6, 32), (32,),
         (32, 4 * 6), (8,), (8,), (4,),
@@ -165,6 +172,8 @@ def test_latent_attention_by_tensors() -> None:
 LINEAR = {"kind": "linear", "heads": 6, "head_dim": 5, "key_heads": 3, "key_dim": 4, "conv_kernel": 4}
 KEYS, VALUES = 3 * 4, 6 * 5
 CONVOLVED = 2 * KEYS + VALUES
+# qkv, convolutions, low-rank decay, write strength, A, step bias, norm, out
+KDA = [(32, CONVOLVED), (CONVOLVED, 4), (32, 5), (5, KEYS), (32, 6), (6,), (KEYS,), (5,), (VALUES, 32)]
 
 
 @pytest.mark.parametrize(
@@ -183,14 +192,12 @@ CONVOLVED = 2 * KEYS + VALUES
             [(32, CONVOLVED), (32, VALUES), (VALUES,), (VALUES, 32)],
         ),
         (
-            {"flavor": "kda"},  # qkv, convolutions, low-rank decay and gate, strength, A, dt bias, norm, out
-            [(32, CONVOLVED), (CONVOLVED, 4), (32, 5), (5, KEYS), (32, 5), (5, VALUES), (32, 6), (6,), (KEYS,), (5,),
-             (VALUES, 32)],
+            {"flavor": "kda"},  # low-rank gate
+            [*KDA, (32, 5), (5, VALUES)],
         ),
         (
             {"flavor": "kda", "full_rank_gate": True},
-            [(32, CONVOLVED), (CONVOLVED, 4), (32, 5), (5, KEYS), (32, VALUES), (32, 6), (6,), (KEYS,), (5,),
-             (VALUES, 32)],
+            [*KDA, (32, VALUES)],
         ),
     ],
     ids=["gated_delta", "mamba2", "lightning", "kda", "kda full-rank gate"],
@@ -230,14 +237,23 @@ def test_empty_blocks_have_no_norm() -> None:
     assert layer_parameters(model, "none", "none").total == 0
 
 
-# --- properties ------------------------------------------------------------------------------------------------------
+# --- properties ---
 
 
 @pytest.mark.parametrize("name", catalog_names("model"))
 def test_groups_sum_to_the_total(name: str) -> None:
     model = of(name)
     count = parameter_count(model)
-    groups = ("embedding", "head", "attention", "dense_ffn", "routed_experts", "shared_experts", "router", "norms")
+    groups = (
+        "embedding",
+        "head",
+        "attention",
+        "dense_ffn",
+        "routed_experts",
+        "shared_experts",
+        "router",
+        "norms",
+    )
     assert sum(getattr(count, group) for group in groups) + count.extra == count.total
     layers = sum(
         layer_parameters(model, *block).total for block in model.blocks("encoder") + model.blocks("decoder")
@@ -278,7 +294,7 @@ def mixture(shape: dict[str, Any], split: int = 1) -> ModelSpec:
 
 @given(moe_shapes)
 def test_finer_experts_leave_total_and_active_ffn_unchanged(shape: dict[str, Any]) -> None:
-    """DeepSeekMoE's split: four times the experts and the choices, a quarter of the width; only the router grows."""
+    """DeepSeekMoE's split: four times experts and choices, a quarter of the width; only the router grows."""
     coarse, fine = parameter_count(mixture(shape)), parameter_count(mixture(shape, split=4))
     assert fine.routed_experts == coarse.routed_experts
     assert fine.total - fine.router == coarse.total - coarse.router
@@ -297,7 +313,11 @@ def test_choosing_every_expert_activates_everything(shape: dict[str, Any]) -> No
 @given(moe_shapes)
 def test_all_experts_together_are_one_wide_ffn(shape: dict[str, Any]) -> None:
     sparse = ffn_parameters(mixture(shape | {"shared": 0}), "dense")
-    wide = {"kind": "dense", "intermediate": shape["experts"] * shape["intermediate"], "gated": shape["gated"]}
+    wide = {
+        "kind": "dense",
+        "intermediate": shape["experts"] * shape["intermediate"],
+        "gated": shape["gated"],
+    }
     dense = ffn_parameters(network(hidden=shape["hidden"], ffns={"dense": wide}), "dense")
     assert sparse.routed == dense.dense
 
@@ -315,7 +335,7 @@ def test_extra_parameters_are_in_the_total_only() -> None:
     assert weight_bytes(network(extra_parameters=77)) - weight_bytes(network()) == 154
 
 
-# --- multi-token prediction --------------------------------------------------------------------------------------------
+# --- multi-token prediction ---
 
 
 def test_mtp_is_one_more_block_with_a_projection() -> None:
@@ -331,7 +351,7 @@ def test_mtp_is_one_more_block_with_a_projection() -> None:
         network(mtp_layers=1, mtp_block=["nope", "dense"])
 
 
-# --- bytes ---------------------------------------------------------------------------------------------------------------
+# --- bytes ---
 
 
 def test_bytes_per_value_carry_their_scales() -> None:
@@ -345,7 +365,14 @@ def test_bytes_per_value_carry_their_scales() -> None:
 
 
 def test_weight_bytes_follow_each_group_s_type() -> None:
-    moe = {"kind": "moe", "experts": 4, "top_k": 1, "intermediate": 16, "shared_experts": 1, "shared_intermediate": 8}
+    moe = {
+        "kind": "moe",
+        "experts": 4,
+        "top_k": 1,
+        "intermediate": 16,
+        "shared_experts": 1,
+        "shared_intermediate": 8,
+    }
     types = {"default": "fp8", "experts": "nvfp4", "attention": "bf16", "embedding": "fp32"}
     model = network(ffns={"dense": moe}, weights=types)
     count, parts = parameter_count(model), weight_bytes_by_group(model)
@@ -371,7 +398,7 @@ def test_precision_choice_replaces_the_checkpoint_s_types() -> None:
     assert stored_weights(model) is model.weights
 
 
-# --- caches and states ---------------------------------------------------------------------------------------------------
+# --- caches and states ---
 
 
 def test_kv_bytes_of_each_mixer() -> None:
@@ -384,7 +411,8 @@ def test_kv_bytes_of_each_mixer() -> None:
             "sparse": GQA | {"index_heads": 1, "index_head_dim": 128, "index_top_k": 4},
             "mla": MLA,
             "dsa": MLA | {"index_heads": 2, "index_head_dim": 130, "index_top_k": 8},
-            "dsa_shared": MLA | {"index_heads": 2, "index_head_dim": 130, "index_top_k": 8, "index_shared": True},
+            "dsa_shared": MLA
+            | {"index_heads": 2, "index_head_dim": 130, "index_top_k": 8, "index_shared": True},
             "linear": LINEAR | {"flavor": "gated_delta"},
             "none": {"kind": "none"},
         }
@@ -414,7 +442,9 @@ def test_cache_of_a_sequence_is_the_sum_over_its_tokens_and_layers() -> None:
     wide = GQA | {"window": 9, "kv_heads": 4}
     model = network(
         attentions={"full": GQA, "w5": window, "w9": wide, "state": LINEAR | {"flavor": "mamba2"}},
-        layers=[{"repeat": 3, "layers": [["full", "dense"], ["w5", "dense"], ["w9", "dense"], ["state", "dense"]]}],
+        layers=[
+            {"repeat": 3, "layers": [["full", "dense"], ["w5", "dense"], ["w9", "dense"], ["state", "dense"]]}
+        ],
     )
     cache = cache_bytes(model)
     lengths = np.array([[0, 1, 5], [6, 9, 40]])
@@ -440,7 +470,7 @@ def test_published_cache_sizes() -> None:
     assert half.per_token == half.per_window_token[0][1] == 12 * 2 * 8 * 64 * 2
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals ---
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -67,11 +67,12 @@ class Config:
         return default
 
     def integer(self, *names: str, default: Any = _MISSING) -> int:
-        """Return a whole number of at least 0."""
+        """Return a whole number from 0 to 10^9; layers are at most 1000, because lists are made of them."""
         value = self.raw(*names, default=default)
         name = next((n for n in names if n in self), names[0])
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self.error(name, "expected a whole number of at least 0")
+        most = 1000 if name.endswith("layers") else 10**9
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise self.error(name, f"expected a whole number from 0 to {most}")
         return value
 
     def number(self, name: str) -> float:
@@ -88,10 +89,11 @@ class Config:
             raise self.error(names[0], "expected true or false")
         return value
 
-    def items(self, key: str, length: int | None = None) -> list[Any]:
-        """Return a list, of ``length`` where given."""
-        value = self.raw(key)
-        if not isinstance(value, list):
+    def items(self, key: str, length: int | None = None, default: Any = _MISSING) -> list[Any]:
+        """Return a list, of ``length`` where given and the key is written."""
+        value = self.raw(key, default=default)
+        length = length if key in self and (value or default is _MISSING) else None
+        if not isinstance(value, list) or any(isinstance(item, list) for item in value):
             raise self.error(key, "expected a list")
         if length is not None and len(value) != length:
             raise self.error(key, f"expected {length} items, one per layer, found {len(value)}")

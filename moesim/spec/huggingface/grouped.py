@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.spec.huggingface.config import Config
-from moesim.spec.huggingface.parts import Block, Parts
+from moesim.spec.huggingface.parts import DRAFTS_UNKNOWN, Block, Parts
 
 __all__ = [
     "arctic",
@@ -94,7 +94,7 @@ def qwen_experts(c: Config) -> dict[str, Any]:
 def qwen_ffns(c: Config, layers: int) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return the FFNs and which one each layer has: ``decoder_sparse_step`` and ``mlp_only_layers``."""
     step = c.integer("decoder_sparse_step", default=1)
-    dense = set(c.raw("mlp_only_layers", default=[]))
+    dense = c.items("mlp_only_layers", default=[])
     if not c.integer("num_experts", default=0):
         return {"dense": {"kind": "dense", "intermediate": c.integer("intermediate_size")}}, [
             "dense"
@@ -146,7 +146,7 @@ def llama4(c: Config) -> Parts:
     layers, step = c.integer("num_hidden_layers"), c.integer("interleave_moe_layer_step")
     full = grouped_query(c)
     chunk = c.integer("attention_chunk_size", default=0)
-    rope = c.raw("no_rope_layers", default=[]) or [(i + 1) % 4 != 0 for i in range(layers)]
+    rope = c.items("no_rope_layers", layers, default=[]) or [(i + 1) % 4 != 0 for i in range(layers)]
     width = c.integer("intermediate_size")
     ffns: dict[str, dict[str, Any]] = {
         "moe": {
@@ -159,7 +159,7 @@ def llama4(c: Config) -> Parts:
         },
         "dense": {"kind": "dense", "intermediate": c.integer("intermediate_size_mlp")},
     }
-    chosen = c.raw("moe_layers", default=[]) or list(range(step - 1, layers, step))
+    chosen = c.items("moe_layers", default=[]) or list(range(step - 1, layers, max(step, 1)))
     kinds = ["moe" if i in chosen else "dense" for i in range(layers)]
     if "dense" not in kinds:
         del ffns["dense"]
@@ -193,7 +193,7 @@ def deci(c: Config) -> Parts:
             kv = heads // max(mixer.integer("n_heads_in_group"), 1)
             window = mixer.integer("window_length", default=0)
             name = f"kv{kv}" + (f"_window{window}" if window else "")
-            dim = hidden // heads
+            dim = hidden // max(heads, 1)
             attentions[name] = {
                 "kind": "gqa",
                 "heads": heads,
@@ -228,7 +228,8 @@ def minimax_m2(c: Config) -> Parts:
     attention = grouped_query(c, qk_norm=c.flag("use_qk_norm"))
     drafts = c.integer("num_mtp_modules", default=0) if c.flag("use_mtp", default=True) else 0
     blocks = [("full", "moe")] * c.integer("num_hidden_layers")
-    return Parts({"full": attention}, {"moe": experts}, blocks, mtp_layers=drafts)
+    notes = [DRAFTS_UNKNOWN] if drafts else []
+    return Parts({"full": attention}, {"moe": experts}, blocks, mtp_layers=drafts, notes=notes)
 
 
 def minimax_m3(c: Config) -> Parts:
@@ -242,7 +243,7 @@ def minimax_m3(c: Config) -> Parts:
         "index_head_dim": sparse.integer("sparse_index_dim"),
         "index_top_k": sparse.integer("sparse_topk_blocks") * sparse.integer("sparse_block_size"),
     }
-    frequency = sparse.raw("sparse_attention_freq", "sparse_disable_index_value", default=[0] * layers)
+    frequency = sparse.items("sparse_attention_freq", layers)
     moe = c.items("moe_layer_freq", layers)
     c.skip("first_k_dense_replace", "qk_norm_type", "rotary_dim", "num_mtp_modules", "n_shared_experts")
     shared = c.integer("shared_intermediate_size", default=0)
@@ -262,4 +263,5 @@ def minimax_m3(c: Config) -> Parts:
         ("sparse" if frequency[i] else "full", "moe" if moe[i] else "dense") for i in range(layers)
     ]
     drafts = c.integer("num_nextn_predict_layers", "num_mtp_modules", default=0)
-    return Parts({"full": full, "sparse": indexed}, ffns, blocks, mtp_layers=drafts)
+    notes = [DRAFTS_UNKNOWN] if drafts else []
+    return Parts({"full": full, "sparse": indexed}, ffns, blocks, mtp_layers=drafts, notes=notes)

@@ -52,7 +52,7 @@ def kimi_linear(c: Config) -> Parts:
     layers = c.integer("num_hidden_layers")
     kinds = dense_first(c, layers)
     linear = c.part("linear_attn_config")
-    full = {int(i) for i in linear.items("full_attn_layers")}
+    full = [*linear.items("full_attn_layers")]
     heads, dim = linear.integer("num_heads"), linear.integer("head_dim")
     attentions = {
         "kda": {
@@ -117,10 +117,14 @@ def minimax_text(c: Config) -> Parts:
 _LETTERS = {"M": "mamba", "E": "moe", "*": "attention", "-": "mlp"}
 
 
+def _words(c: Config, key: str) -> list[str]:
+    return [str(word) for word in c.items(key, default=[])]
+
+
 def _nemotron_types(c: Config) -> tuple[list[str], list[str]]:
     """Return the kinds of the main blocks and of the draft's blocks."""
     if "layers_block_type" in c:
-        return c.items("layers_block_type"), list(c.raw("mtp_layers_block_type", default=[]))
+        return _words(c, "layers_block_type"), _words(c, "mtp_layers_block_type")
     pattern = str(c.raw("hybrid_override_pattern"))
     drafts = str(c.raw("mtp_hybrid_override_pattern", default=""))
     wrong = sorted(set(pattern + drafts) - set(_LETTERS))

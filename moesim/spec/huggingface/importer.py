@@ -41,6 +41,8 @@ def import_config(
     data = _lifted(config, where)
     c = Config(data, where)
     parts = family.read(c)
+    if not parts.blocks:
+        raise SpecError(Problem(where, 0, "", "", "expected at least one layer"))
     tied = c.flag("tie_word_embeddings", default=family.tied)
     hidden = c.integer("hidden_size", "d_model")
     vocab = c.integer("vocab_size")

@@ -53,11 +53,11 @@ def deepseek_experts(c: Config) -> dict[str, Any]:
 def dense_first(c: Config, layers: int) -> list[str]:
     """Return ``dense`` or ``moe`` per layer: ``first_k_dense_replace``, then every ``moe_layer_freq``-th."""
     first = c.integer("first_k_dense_replace", default=0)
-    frequency = c.raw("moe_layer_freq", default=1)
-    if isinstance(frequency, list):
+    if isinstance(c.raw("moe_layer_freq", default=1), list):
         flags = c.items("moe_layer_freq", layers)
     else:
-        flags = [i >= first and not i % max(int(frequency), 1) for i in range(layers)]
+        every = max(c.integer("moe_layer_freq", default=1), 1)
+        flags = [i >= first and not i % every for i in range(layers)]
     return ["moe" if flag else "dense" for flag in flags]
 
 

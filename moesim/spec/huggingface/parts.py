@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Block", "Parts", "layer_runs"]
+__all__ = ["DRAFTS_UNKNOWN", "Block", "Parts", "layer_runs"]
 
 Block = tuple[str, str]
 _LONGEST_PERIOD = 24
+
+DRAFTS_UNKNOWN = "The config does not describe the draft layers; each is taken as the last decoder layer."
 
 
 @dataclass

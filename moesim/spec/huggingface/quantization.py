@@ -18,6 +18,8 @@ from moesim.files import nearest
 from moesim.spec.huggingface.modules import model_modules
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moesim.spec.huggingface.parts import Parts
 
 __all__ = ["read_weights"]
@@ -52,7 +54,8 @@ class _Scheme:
 
     plain: str
     default: tuple[str, str] | None = None
-    excluded: list[str] = field(default_factory=list)
+    excluded: frozenset[str] = frozenset()
+    patterns: tuple[re.Pattern[str], ...] = ()
     listed: dict[str, tuple[str, str]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     int4_group: int = 128
@@ -68,7 +71,8 @@ class _Scheme:
                     return found
         if self.default is None or (self.only and group not in self.only):
             return plain
-        if any(_matches(pattern, name) for pattern in self.excluded for name in names):
+        excluded = any(path in self.excluded for name in names for path in _subpaths(name))
+        if excluded or any(pattern.match(name) for pattern in self.patterns for name in names):
             return plain
         return self.default
 
@@ -108,21 +112,15 @@ def read_weights(
                 notes.append(
                     f"{group}: {share:.1f} % of the parameters are {kept}, counted as {chosen[group][0]}."
                 )
-    first = chosen.get("default") or chosen["attention"]
-    arithmetic = next(
-        (
-            kind[1]
-            for kind in (chosen.get("experts"), first, chosen["attention"])
-            if kind and kind[0] != scheme.plain
-        ),
-        scheme.plain,
-    )
+    first = chosen.get("default") or chosen.get("attention") or (scheme.plain, scheme.plain)
+    experts, mixers = chosen.get("experts", first), chosen.get("attention", first)
+    quantised = [kind[1] for kind in (experts, first, mixers) if kind[0] != scheme.plain]
     weights: dict[str, Any] = {
         "default": first[0],
-        "experts": chosen["experts"][0] if chosen.get("experts", first)[0] != first[0] else None,
-        "attention": chosen["attention"][0] if chosen["attention"][0] != first[0] else None,
+        "experts": experts[0] if experts[0] != first[0] else None,
+        "attention": mixers[0] if mixers[0] != first[0] else None,
         "embedding": scheme.plain,
-        "activations": arithmetic,
+        "activations": quantised[0] if quantised else scheme.plain,
         "kv_cache": scheme.kv_cache,
         "int4_group": scheme.int4_group,
         "notes": notes,
@@ -137,8 +135,11 @@ def _scheme(config: dict[str, Any], plain: str, where: str) -> _Scheme:
     method = str(config.get("quant_method") or "modelopt").lower()
     keys = ("exclude_modules", "ignore", "modules_to_not_convert", "ignored_layers")
     lists = [config[key] for key in keys if isinstance(config.get(key), list)]
-    excluded = [str(name) for names in lists for name in names]
-    scheme.excluded = [name if name.startswith("re:") else _PREFIX.sub("", name) for name in excluded]
+    names = [str(name) for entries in lists for name in entries]
+    names = [name if name.startswith("re:") else _PREFIX.sub("", name) for name in names]
+    wild = [name for name in names if name.startswith("re:") or any(mark in name for mark in "*?[")]
+    scheme.excluded = frozenset(names) - frozenset(wild)
+    scheme.patterns = tuple(_pattern(name, where) for name in wild)
     scheme.kv_cache = _kv_cache(config, where)
     if "quant_algo" in config or (method == "modelopt" and "config_groups" not in config):
         _modelopt(config, scheme, where)
@@ -183,7 +184,7 @@ def _modelopt(config: dict[str, Any], scheme: _Scheme, where: str) -> None:
             )
         return
     scheme.default = _algorithm(algorithm, where)
-    if not scheme.excluded:
+    if not scheme.excluded and not scheme.patterns:
         scheme.notes.append(
             "The quantisation config excludes no module; embedding and head are taken as unquantised."
         )
@@ -226,6 +227,8 @@ def _groups(config: dict[str, Any], scheme: _Scheme, where: str) -> None:
             scheme.int4_group = size
         arithmetic = _TYPES.get(_bits(inputs), "bf16")
         targets = group.get("targets") or ["Linear"]
+        if not isinstance(targets, list):
+            raise SpecError(Problem(where, 0, f"{place}.targets", repr(targets)[:60], "expected a list"))
         if "Linear" in targets:
             scheme.default = (storage, arithmetic)
         else:
@@ -250,10 +253,21 @@ def _mapping(value: Any, field: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Tell whether an exclusion names this module, or a module that holds it."""
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
-    if any(mark in pattern for mark in "*?["):
-        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
-    return f".{pattern}." in f".{name}."
+def _subpaths(name: str) -> Iterator[str]:
+    """Yield every run of whole words of a dotted name: an exclusion names a module or one that holds it."""
+    words = name.split(".")
+    for start in range(len(words)):
+        for end in range(start + 1, len(words) + 1):
+            yield ".".join(words[start:end])
+
+
+def _pattern(text: str, where: str) -> re.Pattern[str]:
+    """Compile an exclusion with wildcards, or a regular expression marked ``re:``."""
+    try:
+        if text.startswith("re:"):
+            return re.compile(text[3:])
+        return re.compile(f"{fnmatch.translate(text)}|{fnmatch.translate(text + '.*')}")
+    except re.error:
+        raise SpecError(
+            Problem(where, 0, "quantization_config", repr(text), "expected a regular expression")
+        ) from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.spec.huggingface.grouped import grouped_query
 from moesim.spec.huggingface.latent import deepseek_experts
-from moesim.spec.huggingface.parts import Block, Parts
+from moesim.spec.huggingface.parts import DRAFTS_UNKNOWN, Block, Parts
 
 if TYPE_CHECKING:
     from moesim.spec.huggingface.config import Config
@@ -118,6 +118,6 @@ def step3(c: Config) -> Parts:
     kinds = _types(c, layers)
     blocks: list[Block] = [(kinds[i], "dense" if i < first else "moe") for i in range(layers)]
     drafts = c.integer("num_nextn_predict_layers", default=0)
-    return Parts(
-        {"full": full, "window": window}, {"dense": dense, "moe": experts}, blocks, mtp_layers=drafts
-    )
+    notes = [DRAFTS_UNKNOWN] if drafts else []
+    ffns = {"dense": dense, "moe": experts}
+    return Parts({"full": full, "window": window}, ffns, blocks, mtp_layers=drafts, notes=notes)
