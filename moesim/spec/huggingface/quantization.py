@@ -169,13 +169,12 @@ def _scheme(config: dict[str, Any], plain: str, where: str) -> _Scheme:
 def _modelopt(config: dict[str, Any], scheme: _Scheme, where: str) -> None:
     algorithm = str(config.get("quant_algo"))
     if algorithm == "MIXED_PRECISION":
-        for name, entry in (config.get("quantized_layers") or {}).items():
-            scheme.listed[_PREFIX.sub("", name)] = _algorithm(str(entry.get("quant_algo")), where)
-        if not scheme.listed:
-            raise SpecError(
-                Problem(where, 0, "quantized_layers", "", "expected the modules of MIXED_PRECISION")
-            )
-        names = {str(entry.get("quant_algo")) for entry in config["quantized_layers"].values()}
+        names = set()
+        layers = _mapping(config.get("quantized_layers"), "quantized_layers", where)
+        for name, entry in layers.items():
+            kind = str(_mapping(entry, f"quantized_layers.{name}", where).get("quant_algo"))
+            scheme.listed[_PREFIX.sub("", name)] = _algorithm(kind, where)
+            names.add(kind)
         if "MXFP8" in names:
             scheme.notes.append("MXFP8 (one scale byte per 32 values) is priced as fp8.")
         if "lm_head" in scheme.listed:
