@@ -156,7 +156,7 @@ class Driver:
             order = sorted(self.pools, key=lambda name: self.pools[name].next_event())
             name = order[0]
             pool = self.pools[name]
-            if pool.next_event() > until:
+            if pool.next_event() > until or pool.next_event() == math.inf:
                 return False
             limit = until
             others = [self.pools[other].next_event() for other in order[1:]]
