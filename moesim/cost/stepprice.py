@@ -134,6 +134,7 @@ def _notes(layout: Layout, chain: Chain) -> tuple[str, ...]:
     notes = [*layout.formats.notes]
     if all(estimator.origin == "bound" for estimator in chain.estimators):
         notes.append("every time is a roofline bound: what the datasheet allows, not what kernels reach")
+        notes.append("activations are counted as main-memory traffic, also where a cache would hold them")
     if cut.dp > 1 and any(
         isinstance(layout.model.ffns[name], MoeFfn) for name in layer_counts(layout.model)[1]
     ):
