@@ -115,7 +115,7 @@ def merge(weak: Value, strong: Value, key: Key = ()) -> Value:
     """Lay ``strong`` over ``weak``.
 
     Two mappings are merged key by key; anything else is replaced whole, lists too. A mapping starts afresh
-    when it names its own ``from:``, or a ``kind:`` other than the weaker one's, whose keys would not fit it. A
+    when it names its own ``from:``, or a ``kind:`` other than the weaker one's, whose keys would not fit. A
     mapping whose keys are all numbers changes elements of a list.
 
     Raises

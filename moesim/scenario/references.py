@@ -88,7 +88,7 @@ def expand(root: Value) -> tuple[Value, list[Problem], set[str]]:
 
 
 def _named_by(owner: Value | None, owner_slot: str, slot: Slot, override: Value | None) -> dict[str, Value]:
-    """Return the entry of ``slot`` that ``owner`` names, under the override; and the owner, if that renames it."""
+    """Return the entry of ``slot`` that ``owner`` names, under the override; the owner too if renamed."""
     if override is not None and override.is_mapping and ("from" in override.data or "kind" in override.data):
         entry = _entry(slot, override)
         name = override.data.get("from", entry.data.get("name"))

@@ -91,7 +91,11 @@ variants:
     traffic: {arrivals: {rate: 60 request/s}}
 """
 FILES = {
-    "device.yaml": DEVICE, "node.yaml": NODE, "cluster.yaml": CLUSTER, "model.yaml": MODEL, "traffic.yaml": TRAFFIC,
+    "device.yaml": DEVICE,
+    "node.yaml": NODE,
+    "cluster.yaml": CLUSTER,
+    "model.yaml": MODEL,
+    "traffic.yaml": TRAFFIC,
     "toy.yaml": SCENARIO,
 }
 
