@@ -1,7 +1,7 @@
 """Bounds against kernels measured on two cards (vLLM 0.19, LLMServingSim's profiles): none may be beaten.
 
 Median (largest) share of the measured time that the bound explains: products 0.94 (1.005), 0.79 (0.93), 0.64
-(0.83); experts 0.73 (0.83); decode attention 0.90, 0.80, 0.78 (0.95); prefill attention 0.62, 0.41, 0.41 (0.86).
+(0.83); experts 0.73 (0.83); decode attention 0.90, 0.80, 0.78 (0.95); prefill 0.62, 0.41, 0.41 (0.86).
 """
 
 import csv
@@ -70,7 +70,7 @@ def test_products(card, model):
 
 
 def test_experts():
-    """Rows of moe.csv say how many distinct experts were touched: the whole of the routed FFN, router apart."""
+    """Rows of moe.csv say how many distinct experts were touched."""
     card, model = "RTXPRO6000", "qwen3-30b-a3b"
     layout, place = world(card, model)
     shares = []
