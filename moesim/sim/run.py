@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from moesim.policies import make_replica_router, make_scaler
-from moesim.results import Result, check as check_laws
+from moesim.results import Result
+from moesim.results import check as check_laws
 from moesim.results.laws import LAWS
 from moesim.sim.driver import Driver, Plan
+from moesim.sim.kernel import is_compiled
 from moesim.sim.pool import Pool, block_records, request_records
 from moesim.sim.record import tables
 from moesim.sim.setup import PoolParts, kv_path, pool_parts
@@ -59,6 +61,8 @@ def simulate(
     requests = sample(scenario.traffic, run.seed, run.requests, run.horizon, beside)
     parts = {name: pool_parts(scenario, name, spec) for name, spec in scenario.deployment.pools.items()}
     driver = build(scenario, parts, requests, progress=progress, fast=fast)
+    if progress is not None and not is_compiled():
+        progress(0.0, "compiling the engine kernel, once (about half a minute)")
     wall, cpu = time.perf_counter(), time.process_time()
     end = driver.run()
     timing = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}

@@ -21,8 +21,17 @@ def _cache_folder() -> str:
     return f"{home}/kernel-{digest.hexdigest()[:16]}"
 
 
+CACHE_FOLDER = Path(_cache_folder())
+"""Where the compiled kernel of these very sources is kept."""
+
+
+def is_compiled() -> bool:
+    """Say whether an earlier run left the compiled kernel, so that this one starts at once."""
+    return any(CACHE_FOLDER.rglob("*.nbc"))
+
+
 _before = numba.config.CACHE_DIR
-numba.config.CACHE_DIR = _cache_folder()
+numba.config.CACHE_DIR = str(CACHE_FOLDER)
 try:
     from moesim.sim.kernel.advance import advance, cached_by_replica, enqueue, fail_replica, release, wake
     from moesim.sim.kernel.state import PoolState, Status
