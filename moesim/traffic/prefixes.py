@@ -13,7 +13,7 @@ from moesim.spec.arrivals import Diurnal, Profile
 from moesim.spec.traffic import QuantileGap
 from moesim.traffic.arrivals import arrival_times
 from moesim.traffic.lengths import clip_lengths, draw_lengths, quantile
-from moesim.traffic.requests import dense
+from moesim.traffic.requests import dense, dense_within
 from moesim.traffic.streams import stream
 
 if TYPE_CHECKING:
@@ -61,10 +61,12 @@ def shared_blocks(prefix: SharedPrefix, group: Longs, inputs: Longs) -> tuple[Lo
     size = prefix.block_tokens
     shared = np.where(group >= 0, np.minimum(prefix.tokens, inputs) // size, 0)
     offset, owner, place = _flat(-(-inputs // size))
-    width = prefix.tokens // size  # keys below groups * width are the groups' blocks, above are nobody else's
-    own = prefix.groups * width + np.arange(len(owner))
-    keys = np.where(place < shared[owner], group[owner] * width + place, own)
-    return offset, dense(keys)
+    width = prefix.tokens // size
+    known = prefix.groups * width  # keys below are the groups' blocks, those above are nobody else's
+    keys = known + np.arange(len(owner))
+    rows = np.flatnonzero(place < shared[owner])
+    keys[rows] = group[owner[rows]] * width + place[rows]
+    return offset, dense_within(keys, known + len(owner))
 
 
 def draw_sessions(traffic: TrafficSpec, prefix: Sessions, n: int, seed: int) -> Conversations:
@@ -91,9 +93,9 @@ def draw_sessions(traffic: TrafficSpec, prefix: Sessions, n: int, seed: int) -> 
     order = np.argsort(when, kind="stable")
     begin = int(np.searchsorted(when[order], 0.0, side="left"))
     order = order[begin : begin + n]
-    offset, keys = _session_keys(prefix, inputs, kept, order)
+    offset, blocks = _session_blocks(prefix, inputs, kept, order)
     label = dense(session[order]).astype(np.int64)
-    return Conversations(when[order], inputs[order], outputs[order], label, offset, dense(keys))
+    return Conversations(when[order], inputs[order], outputs[order], label, offset, blocks)
 
 
 def _lead(arrivals: Arrivals, prefix: Sessions) -> float:
@@ -182,8 +184,8 @@ def _continue(prefix: Sessions, last: Longs, growth: Floats, rewrite: Floats) ->
     return keep, added
 
 
-def _session_keys(prefix: Sessions, inputs: Longs, kept: Longs, order: Longs) -> tuple[Longs, Longs]:
-    """Return (block_offset, keys) in arrival order: a key names the writing turn and the place."""
+def _session_blocks(prefix: Sessions, inputs: Longs, kept: Longs, order: Longs) -> tuple[Longs, Ints]:
+    """Return (block_offset, block_hash) in arrival order: a block belongs to the turn that wrote it."""
     size = prefix.block_tokens
     old = kept // size  # whole blocks that the turn before had too
     common = np.minimum(prefix.common_tokens, inputs) // size
@@ -193,9 +195,10 @@ def _session_keys(prefix: Sessions, inputs: Longs, kept: Longs, order: Longs) ->
     while len(rows):
         writer[rows] -= 1
         rows = rows[old[writer[rows]] > place[rows]]
-    width = int(place.max(initial=0)) + 1
-    keys = np.where(place < common[order][owner], place, (writer + 1) * width + place)
-    return offset, keys
+    width = prefix.common_tokens // size
+    begin = np.concatenate([[0], np.cumsum(-(-inputs // size))])
+    keys = np.where(place < common[order][owner], place, width + begin[writer] + place)
+    return offset, dense_within(keys, width + int(begin[-1]))
 
 
 def _flat(counts: Longs) -> tuple[Longs, Longs, Longs]:

@@ -127,6 +127,19 @@ def test_fewer_requests_are_a_prefix_of_more(traffic):
         assert np.array_equal(cut.block_hash, short.block_hash)
 
 
+def test_bursts_do_not_break_the_prefix_property(traffic):
+    # so bursty, with such late second halves, that the first guess of how many sessions suffice is often too low
+    rest = (
+        "prefix: {kind: sessions, turns: [1, 0, 0, 0, 0, 1], gap: {kind: lognormal, mean: 20 s, cv: 0.1},"
+        " growth: {levels: [0, 1], tokens: [1, 100]}}"
+    )
+    spec = traffic("{kind: gamma, rate: 5 request/s, cv: 30}", rest=rest)
+    for seed in range(20):
+        short, long = sample(spec, seed, 300), sample(spec, seed, 3000)
+        assert np.array_equal(short.arrival_s, long.arrival_s[:300])
+        assert np.array_equal(short.block_hash, long.slice(0, 300).block_hash)
+
+
 def test_clipped_conversations_stay_consistent(traffic):
     r = sample(traffic(lengths=LENGTHS, rest=SESSIONS + "clip: {total: 150}"), 2, 3000)
     assert int((r.input_tokens + r.output_tokens).max()) == 150

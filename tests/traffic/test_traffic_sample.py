@@ -11,6 +11,7 @@ import pytest
 
 from moesim.errors import LawBroken, SpecError
 from moesim.traffic import make_requests, sample, stream
+from moesim.traffic.requests import dense, dense_within
 
 LOGNORMAL = "{kind: lognormal, input: {mean: 300, cv: 1}, output: {mean: 50, cv: 1}}"
 SHARED = (
@@ -245,6 +246,14 @@ def test_slices_and_totals():
     assert len(r.slice(0, -1)) == 1
     with pytest.raises(ValueError, match="read-only"):
         r.input_tokens[0] = 3
+
+
+def test_both_ways_to_number_blocks_agree():
+    keys = stream(0, "keys").integers(0, 50, 400)
+    brute = {}
+    expected = [brute.setdefault(key, len(brute)) for key in keys.tolist()]
+    assert dense(keys).tolist() == expected
+    assert dense_within(keys, 50).tolist() == expected
 
 
 def test_arrays_of_the_caller_stay_writable():
