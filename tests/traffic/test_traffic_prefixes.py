@@ -128,7 +128,7 @@ def test_fewer_requests_are_a_prefix_of_more(traffic):
 
 
 def test_bursts_do_not_break_the_prefix_property(traffic):
-    # so bursty, with such late second halves, that the first guess of how many sessions suffice is often too low
+    # so bursty, with such late second turns, that the first guess of the number of sessions is often too low
     rest = (
         "prefix: {kind: sessions, turns: [1, 0, 0, 0, 0, 1], gap: {kind: lognormal, mean: 20 s, cv: 0.1},"
         " growth: {levels: [0, 1], tokens: [1, 100]}}"
