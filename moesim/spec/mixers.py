@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from moesim.spec.model import Attention, GroupedQuery, LinearAttention, MultiLatent
+from moesim.errors import SpecError
+from moesim.files import nearest
+from moesim.spec.model import Attention, GroupedQuery, LinearAttention, ModelSpec, MultiLatent
 
-__all__ = ["convolution_channels", "mixer_parameters", "mlp_parameters"]
+__all__ = ["attention_named", "convolution_channels", "mixer_parameters", "mlp_parameters"]
 
 
 def mlp_parameters(width: int, intermediate: int, *, gated: bool, bias: bool) -> int:
@@ -82,3 +84,16 @@ def _linear(d: int, a: LinearAttention) -> int:
     low_rank = gate if a.full_rank_gate else low_rank
     decay = d * a.head_dim + a.head_dim * keys + keys + a.heads
     return total + low_rank + decay + d * a.heads + a.head_dim
+
+
+def attention_named(model: ModelSpec, name: str) -> Attention:
+    """Return the attention ``name`` of ``model``.
+
+    Raises
+    ------
+    SpecError : no such attention; the message carries the nearest name
+    """
+    try:
+        return model.attentions[name]
+    except KeyError:
+        raise SpecError(f"{model.name}: no attention {name!r}{nearest(name, model.attentions)}") from None
