@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toy_world import build
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy world's folder, and we are in it."""
+    build(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
