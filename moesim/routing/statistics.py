@@ -21,6 +21,7 @@ __all__ = [
     "distinct_mixed",
     "hottest_over_mean",
     "independent_overlap",
+    "lagged_overlap",
     "lru_hit_rate",
     "popularity",
     "previous_overlap",
@@ -50,12 +51,25 @@ def hottest_over_mean(trace: RoutingTrace) -> FloatArray:
 
 def previous_overlap(trace: RoutingTrace) -> FloatArray:
     """Return the share of a token's experts that the previous token of its sequence used too, [layer]."""
-    follows = np.flatnonzero(trace.sequence[1:] == trace.sequence[:-1]) + 1
-    if len(follows) == 0:
+    found = lagged_overlap(trace, 1)
+    if np.isnan(found).any():
         raise SpecError("overlap: expected a sequence of at least two tokens")
-    now, before = trace.experts[follows], trace.experts[follows - 1]
-    shared = (now[..., :, None] == before[..., None, :]).sum(axis=(2, 3))
-    return np.asarray(shared.mean(axis=0) / trace.top_k)
+    return found
+
+
+def lagged_overlap(trace: RoutingTrace, lag: int) -> FloatArray:
+    """Return the share of a token's experts that the token ``lag`` before it used too, [layer]; NaN without any."""
+    if lag < 1:
+        raise SpecError(f"lag {lag}: expected at least 1")
+    sequence = trace.sequence
+    follows = np.flatnonzero(sequence[lag:] == sequence[:-lag]) + lag
+    if len(follows) == 0:
+        return np.full(trace.layers, np.nan)
+    total = np.zeros(trace.layers)
+    for part in np.array_split(follows, max(1, len(follows) // 8192)):
+        now, before = trace.experts[part], trace.experts[part - lag]
+        total += (now[..., :, None] == before[..., None, :]).sum(axis=(0, 2, 3))
+    return np.asarray(total / (len(follows) * trace.top_k))
 
 
 def independent_overlap(trace: RoutingTrace) -> FloatArray:

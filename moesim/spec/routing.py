@@ -76,7 +76,7 @@ class Fitted(Spec):
     """Sequences that the tables were fitted on."""
     tokens: PositiveInt
     """Tokens that the tables were fitted on."""
-    summary: dict[str, tuple[float, float]] = {}
+    summary: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Statistic on sequences kept out of the fit: recorded, sampled."""
 
 
