@@ -46,9 +46,15 @@ class SpecError(MoesimError):
     exit_code = 2
 
     def __init__(self, *problems: Problem | str) -> None:
-        self.problems = tuple(p if isinstance(p, Problem) else Problem("moesim", 0, "", "", p) for p in problems)
-        super().__init__("\n".join(p.expected if isinstance(p, Problem) and p.where == "moesim" else str(p)
-                                   for p in self.problems))
+        self.problems = tuple(
+            p if isinstance(p, Problem) else Problem("moesim", 0, "", "", p) for p in problems
+        )
+        super().__init__(
+            "\n".join(
+                p.expected if isinstance(p, Problem) and p.where == "moesim" else str(p)
+                for p in self.problems
+            )
+        )
 
 
 class NoResult(MoesimError):

@@ -35,23 +35,61 @@ __all__ = [
 ]
 
 _DEFINITIONS = (
-    *(f"{name}- = 1e{power} = {symbol}-" for name, power, symbol in (
-        ("nano", -9, "n"), ("micro", -6, "u"), ("milli", -3, "m"), ("kilo", 3, "k"), ("mega", 6, "M"),
-        ("giga", 9, "G"), ("tera", 12, "T"), ("peta", 15, "P"), ("exa", 18, "E"))),
-    *(f"{name}- = {1024**power} = {symbol}-" for name, power, symbol in (
-        ("kibi", 1, "Ki"), ("mebi", 2, "Mi"), ("gibi", 3, "Gi"), ("tebi", 4, "Ti"), ("pebi", 5, "Pi"))),
-    "byte = [information] = B", "bit = [bit] = b", "second = [time] = s", "minute = 60 * second = min",
-    "hour = 3600 * second = h", "day = 86400 * second", "year = 31557600 * second", "FLOP = [work]", "OP = FLOP",
-    "FLOPS = FLOP / second", "OPS = FLOP / second",
-    "joule = [energy] = J", "watt = joule / second = W", "hertz = 1 / second = Hz",
-    "USD = [currency]", "token = [token]", "request = [request]", "gram = [mass] = g",
+    *(
+        f"{name}- = 1e{power} = {symbol}-"
+        for name, power, symbol in (
+            ("nano", -9, "n"),
+            ("micro", -6, "u"),
+            ("milli", -3, "m"),
+            ("kilo", 3, "k"),
+            ("mega", 6, "M"),
+            ("giga", 9, "G"),
+            ("tera", 12, "T"),
+            ("peta", 15, "P"),
+            ("exa", 18, "E"),
+        )
+    ),
+    *(
+        f"{name}- = {1024**power} = {symbol}-"
+        for name, power, symbol in (
+            ("kibi", 1, "Ki"),
+            ("mebi", 2, "Mi"),
+            ("gibi", 3, "Gi"),
+            ("tebi", 4, "Ti"),
+            ("pebi", 5, "Pi"),
+        )
+    ),
+    "byte = [information] = B",
+    "bit = [bit] = b",
+    "second = [time] = s",
+    "minute = 60 * second = min",
+    "hour = 3600 * second = h",
+    "day = 86400 * second",
+    "year = 31557600 * second",
+    "FLOP = [work]",
+    "OP = FLOP",
+    "FLOPS = FLOP / second",
+    "OPS = FLOP / second",
+    "joule = [energy] = J",
+    "watt = joule / second = W",
+    "hertz = 1 / second = Hz",
+    "USD = [currency]",
+    "token = [token]",
+    "request = [request]",
+    "gram = [mass] = g",
 )
 _NUMBER = re.compile(r"^\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z].*)$")
 _WORDS = {
-    "B": "bytes, such as '80 GB' or '40 GiB'", "B/s": "bytes per second, such as '3.35 TB/s'",
-    "s": "seconds, such as '1.5 us' or '2 min'", "FLOP/s": "dense operations per second, such as '989 TFLOP/s'",
-    "W": "watts, such as '700 W'", "J": "joules", "Hz": "hertz, such as '1.83 GHz'", "USD": "US dollars, such as '30000 USD'",
-    "USD/h": "US dollars per hour, such as '2.5 USD/h'", "request/s": "requests per second, such as '6.45 request/s'",
+    "B": "bytes, such as '80 GB' or '40 GiB'",
+    "B/s": "bytes per second, such as '3.35 TB/s'",
+    "s": "seconds, such as '1.5 us' or '2 min'",
+    "FLOP/s": "dense operations per second, such as '989 TFLOP/s'",
+    "W": "watts, such as '700 W'",
+    "J": "joules",
+    "Hz": "hertz, such as '1.83 GHz'",
+    "USD": "US dollars, such as '30000 USD'",
+    "USD/h": "US dollars per hour, such as '2.5 USD/h'",
+    "request/s": "requests per second, such as '6.45 request/s'",
     "USD/(kW*h)": "US dollars per kilowatt-hour, such as '0.1 USD/kWh'",
 }
 
@@ -60,7 +98,7 @@ _WORDS = {
 def _registry() -> Any:
     import pint  # noqa: PLC0415 - 0.3 s, paid only when a file is read
 
-    registry = pint.UnitRegistry(None)
+    registry: Any = pint.UnitRegistry(None)
     for line in _DEFINITIONS:
         registry.define(line)
     return registry
@@ -70,7 +108,12 @@ def _registry() -> Any:
 def _factor(unit: str, target: str) -> float | None:
     """Return how many ``target`` one ``unit`` is, or None when the dimensions differ."""
     registry = _registry()
-    text = unit.replace("kWh", "(kW*h)").replace("µ", "u").replace("tokens", "token").replace("requests", "request")
+    text = (
+        unit.replace("kWh", "(kW*h)")
+        .replace("µ", "u")
+        .replace("tokens", "token")
+        .replace("requests", "request")
+    )
     text = text.replace("req/", "request/")
     try:
         quantity = registry.parse_expression(f"1 * ({text})")
@@ -143,7 +186,9 @@ class Dimension:
     bits: bool = False
     positive: bool = False
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
         """Validate text with a unit; serialise to text with the SI unit, losing no digit."""
         return core_schema.no_info_plain_validator_function(
             self._parse,
@@ -152,16 +197,24 @@ class Dimension:
             ),
         )
 
-    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> Any:
         """Describe the field as text with a unit."""
-        return {"type": "string", "description": f"expected {_WORDS.get(self.unit, self.unit)}", "unit": self.unit}
+        return {
+            "type": "string",
+            "description": f"expected {_WORDS.get(self.unit, self.unit)}",
+            "unit": self.unit,
+        }
 
     def _parse(self, value: Any) -> float:
         words = _WORDS.get(self.unit, self.unit)
         if self.bits:
             words += " or '400 Gb/s'"
         if not isinstance(value, str):
-            raise PydanticCustomError("unit", "{text}", {"text": f"expected {words}; a bare value has no unit"})
+            raise PydanticCustomError(
+                "unit", "{text}", {"text": f"expected {words}; a bare value has no unit"}
+            )
         try:
             number = parse_quantity(value, self.unit, bits=self.bits)
         except ValueError as error:

@@ -61,4 +61,6 @@ def find(name: str, kind: Kind, beside: Path | None = None) -> Path:
     if path.is_file():
         return path
     known = catalog_names(kind)
-    raise SpecError(f"{name}: no {kind} of that name in the catalog{nearest(name, known)} (moesim list {kind}s)")
+    raise SpecError(
+        f"{name}: no {kind} of that name in the catalog{nearest(name, known)} (moesim list {kind}s)"
+    )

@@ -63,7 +63,9 @@ def read_text(path: Path, where: str | None = None) -> str:
     except FileNotFoundError:
         raise SpecError(Problem(name, 0, "", "", "no such file")) from None
     except UnicodeDecodeError as error:
-        raise SpecError(Problem(name, 0, "", "", f"expected UTF-8 text (byte {error.start} is not)")) from None
+        raise SpecError(
+            Problem(name, 0, "", "", f"expected UTF-8 text (byte {error.start} is not)")
+        ) from None
     except OSError as error:
         raise SpecError(Problem(name, 0, "", "", f"cannot be read: {error.strerror}")) from None
 
@@ -163,8 +165,13 @@ class _Walker:
             based = text.lstrip("+-")[:2].lower() in {"0x", "0o", "0b"}
             return int(text.replace("_", ""), 0 if based else 10)
         if kind == "float":
-            number = float(text.replace("_", "").replace(".inf", "inf").replace(".Inf", "inf").replace(".nan", "nan")
-                           .replace(".NaN", "nan"))
+            number = float(
+                text.replace("_", "")
+                .replace(".inf", "inf")
+                .replace(".Inf", "inf")
+                .replace(".nan", "nan")
+                .replace(".NaN", "nan")
+            )
             if not math.isfinite(number):
                 self._bad(node, key, text, "expected a finite number")
             return number

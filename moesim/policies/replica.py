@@ -19,23 +19,23 @@ class PoolView(Protocol):
     """What a router may look at."""
 
     def candidates(self) -> Ids:
-        """Replicas in service, ascending; at least one."""
+        """Return the replicas in service, ascending; at least one."""
 
     def requests(self) -> Ids:
-        """Requests waiting or running on every replica, [replicas]."""
+        """Return the requests waiting or running on every replica, [replicas]."""
 
     def tokens(self) -> Ids:
-        """Tokens (prompt and generated so far) of those requests, [replicas]."""
+        """Return the tokens (prompt and generated so far) of those requests, [replicas]."""
 
     def cached_tokens(self, request: int) -> Ids:
-        """Prompt tokens of the request that each replica has in its prefix cache, [replicas]."""
+        """Return the prompt tokens of the request that each replica has cached, [replicas]."""
 
     def session(self, request: int) -> int:
-        """Conversation of the request, -1 for none."""
+        """Return the conversation of the request, -1 for none."""
 
 
 class ReplicaRouter(Protocol):
-    """Rule that picks a replica. ``stateless`` rules ignore the view's loads, so many requests can be placed at once."""
+    """Rule that picks a replica. ``stateless`` rules ignore loads, so many requests can be placed at once."""
 
     stateless: ClassVar[bool]
 
@@ -155,9 +155,9 @@ class PrefixAware(_Stateful):
 
 
 class SessionSticky(_Stateful):
-    """All requests of a conversation on one replica; the first one, and requests without one, go to the least loaded."""
+    """All requests of a conversation on one replica; the first goes to the least loaded, as do lone requests."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator) -> None:  # noqa: ARG002 - one signature for all rules
         self._home: dict[int, int] = {}
 
     def choose(self, view: PoolView, request: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,18 +80,8 @@ class Driver:
     # -- the run -----------------------------------------------------------------------------------------------------
     def run(self) -> float:
         """Run to the horizon, or until nothing is left to happen; returns the end in seconds."""
-        for name, pool in self.pools.items():
-            for replica in range(self._replicas[name]):
-                pool.start(replica, 0.0)
-        for fault in self.plan.faults:
-            self.env.process(self._fault(fault))
-        for straggler in self.plan.stragglers:
-            self.env.process(self._straggle(straggler))
-        if self.plan.autoscaling is not None and self.scaler is not None:
-            self.env.process(self._scale(self.plan.autoscaling, self.scaler))
         fed = self._can_feed()
-        if not fed:
-            self.env.process(self._clients() if self._closed else self._arrivals())
+        self._prepare(fed)
         while True:
             until = min(self.env.peek(), self.plan.horizon_s)
             if fed and self.sent < len(self.requests):
@@ -102,9 +93,26 @@ class Driver:
                 break
             self.env.step()
             self.events += 1
-        end = self.plan.horizon_s if self.plan.horizon_s < math.inf else max(self.now, float(self.env.now))
-        if self.plan.horizon_s < math.inf and not self._work_left():
-            end = max(self.now, 0.0)
+        return self._close()
+
+    def _prepare(self, fed: bool) -> None:  # noqa: FBT001 - what _can_feed said
+        """Put replicas into service and the run's own events on simpy's calendar."""
+        for name, pool in self.pools.items():
+            for replica in range(self._replicas[name]):
+                pool.start(replica, 0.0)
+        for fault in self.plan.faults:
+            self.env.process(self._fault(fault))
+        for straggler in self.plan.stragglers:
+            self.env.process(self._straggle(straggler))
+        if self.plan.autoscaling is not None and self.scaler is not None:
+            self.env.process(self._scale(self.plan.autoscaling, self.scaler))
+        if not fed:
+            self.env.process(self._clients() if self._closed else self._arrivals())
+
+    def _close(self) -> float:
+        """Book what is still open at the end, and return the end: the horizon, or the last thing that happened."""
+        cut = self.plan.horizon_s < math.inf and self._work_left()
+        end = self.plan.horizon_s if cut else max(self.now, self._last_event())
         for pool in self.pools.values():
             pool.close(end)
         for waiting in self._stalled.values():
@@ -112,6 +120,10 @@ class Driver:
         for request in list(self._moving):
             self._outside(request, end)
         return end
+
+    def _last_event(self) -> float:
+        """Time of simpy's last event, unless a horizon bounds the run."""
+        return float(self.env.now) if self.plan.horizon_s == math.inf else 0.0
 
     def _work_left(self) -> bool:
         unfinished = np.isin(
@@ -167,9 +179,8 @@ class Driver:
             self.now = max(self.now, at)
             left = pool.take_departures()
             if left and reacts:
-                self.env.timeout(max(0.0, at - self.env.now)).callbacks.append(
-                    lambda _, name=name, at=at, left=left: self._depart(name, at, left)
-                )
+                moment = self.env.timeout(max(0.0, at - self.env.now))
+                moment.callbacks.append(partial(self._depart, name, at, left))
                 return True
 
     def _show(self) -> None:
@@ -211,7 +222,7 @@ class Driver:
                 break  # a rejected request frees its slot at once
         self._show()
 
-    def _depart(self, name: str, now: float, left: list[int]) -> None:
+    def _depart(self, name: str, now: float, left: list[int], _event: simpy.Event) -> None:
         for request in left:
             if self.records["status"][request] == Status.HELD:
                 self.env.process(self._hand_over(name, request, now))

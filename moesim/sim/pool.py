@@ -174,36 +174,36 @@ class Pool:
 
     # -- what a replica router may look at (policies.PoolView) -------------------------------------------------------
     def candidates(self) -> npt.NDArray[np.int64]:
-        """Replicas that take requests."""
+        """Return the replicas that take requests."""
         return np.flatnonzero(self.accepting)
 
     def requests(self) -> npt.NDArray[np.int64]:
-        """Requests present on each replica."""
+        """Return the requests present on each replica."""
         present: npt.NDArray[np.int64] = self.state.rep["present"]
         return present
 
     def tokens(self) -> npt.NDArray[np.int64]:
-        """Tokens of the requests present on each replica."""
+        """Return the tokens of the requests present on each replica."""
         tokens: npt.NDArray[np.int64] = self.state.rep["tokens"]
         return tokens
 
     def cached_tokens(self, request: int) -> npt.NDArray[np.int64]:
-        """Prompt tokens of a request that each replica has cached."""
+        """Return the prompt tokens of a request that each replica has cached."""
         out = np.zeros(self.setup.replicas, dtype=np.int64)
         cached_by_replica(self.state, request, out)
         return out
 
     def session(self, request: int) -> int:
-        """Conversation of a request, -1 for none."""
+        """Return the conversation of a request, -1 for none."""
         return int(self._session[request])
 
     def waiting(self) -> int:
-        """Requests queued on all replicas."""
+        """Return the requests queued on all replicas."""
         return int(self.state.lane["waiting"].sum())
 
     # -- time --------------------------------------------------------------------------------------------------------
     def next_event(self) -> float:
-        """Time of the next step end (or wake-up)."""
+        """Return the time of the next step end (or wake-up)."""
         return float(self.state.eng["end"].min())
 
     def advance(self, until: float, *, stop: bool = True) -> float:
@@ -228,17 +228,8 @@ class Pool:
         times, ids, to = times[order], ids[order], to[order]
         for replica in range(self.setup.replicas):
             part = slice(bounds[replica], bounds[replica + 1])
-            at, _ = advance(
-                self.state,
-                replica,
-                replica + 1,
-                until,
-                False,
-                times[part],
-                ids[part],
-                to[part],
-                0,  # noqa: FBT003
-            )
+            feed = times[part], ids[part], to[part], 0
+            at, _ = advance(self.state, replica, replica + 1, until, *(False, *feed))
             last = max(last, float(at))
         return last
 
@@ -253,7 +244,7 @@ def _distinct_blocks(engine: Engine, requests: Requests) -> int:
 
 
 def _longest(pricing: StepPricing) -> int:
-    return max(t.shape[1] for t in (pricing.lane_s, pricing.group_s, pricing.head_s))
+    return int(max(t.shape[1] for t in (pricing.lane_s, pricing.group_s, pricing.head_s)))
 
 
 def _table(pricing: StepPricing) -> npt.NDArray[np.float64]:

@@ -20,9 +20,7 @@ S = TypeVar("S", bound="Spec")
 class Spec(BaseModel):
     """Root of all specs: unknown keys refused, values frozen, attribute docstrings are the reference."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Source(Spec):
@@ -71,7 +69,9 @@ def validate(cls: type[S], document: Document, prefix: tuple[str | int, ...] = (
         for detail in error.errors(include_url=False):
             if detail["type"] == "findings":
                 at = (*prefix, *detail["loc"])
-                problems += [document.problem((*at, *f.key), f.value, f.expected) for f in detail["ctx"]["found"]]
+                problems += [
+                    document.problem((*at, *f.key), f.value, f.expected) for f in detail["ctx"]["found"]
+                ]
             else:
                 problems.append(_problem(cls, document, prefix, data, detail))
         raise SpecError(*sorted(set(problems), key=lambda p: p.line)) from None
@@ -85,7 +85,8 @@ def load_spec(cls: type[S], name: str, kind: Kind, beside: Path | None = None) -
     except ValueError:
         shown = path
     modified = path.stat().st_mtime_ns
-    return _load_cached(cls, path, str(shown), kind, modified)
+    spec: S = _load_cached(cls, path, str(shown), kind, modified)
+    return spec
 
 
 @cache
@@ -96,13 +97,16 @@ def _load_cached(cls: type[S], path: Path, where: str, kind: Kind, modified: int
     return validate(cls, document)
 
 
-def _problem(cls: type[Spec], document: Document, prefix: tuple[str | int, ...], data: Any, detail: Any) -> Problem:
+def _problem(
+    cls: type[Spec], document: Document, prefix: tuple[str | int, ...], data: Any, detail: Any
+) -> Problem:
     location = tuple(detail["loc"])
     key, value, cursor = prefix, data, data
-    for step in location:  # drop pydantic's own steps (union tags, 'function-after[...]'), keep the user's keys
-        if isinstance(cursor, dict) and step in cursor:
-            cursor = cursor[step]
-        elif isinstance(cursor, list) and isinstance(step, int) and step < len(cursor):
+    for (
+        step
+    ) in location:  # drop pydantic's own steps (union tags, 'function-after[...]'), keep the user's keys
+        inside = isinstance(cursor, list) and isinstance(step, int) and step < len(cursor)
+        if inside or (isinstance(cursor, dict) and step in cursor):
             cursor = cursor[step]
         elif detail["type"] == "missing" and step == location[-1]:
             key = (*key, step)
@@ -139,7 +143,8 @@ def _fields_at(cls: Any, location: tuple[str | int, ...]) -> list[str]:
             else:
                 following += _models_in(kind)
         current = following or current
-    return [name for kind in current if isinstance(kind, type) and issubclass(kind, BaseModel) for name in kind.model_fields]
+    models = [kind for kind in current if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [name for kind in models for name in kind.model_fields]
 
 
 def _tag_of(kind: type[BaseModel], step: str | int) -> bool:

@@ -98,7 +98,13 @@ class ReplicaRouter(Spec):
     """Which replica a request goes to."""
 
     policy: Literal[
-        "round_robin", "random", "least_requests", "least_tokens", "power_of_two", "prefix_aware", "session_sticky"
+        "round_robin",
+        "random",
+        "least_requests",
+        "least_tokens",
+        "power_of_two",
+        "prefix_aware",
+        "session_sticky",
     ] = "round_robin"
 
 
@@ -127,14 +133,18 @@ class Pool(Spec):
 class PrecisionChoice(Spec):
     """Storage and arithmetic types, where they differ from the checkpoint's."""
 
-    weights: Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "nvfp4", "mxfp4", "int4"] | None = None
-    experts: Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "nvfp4", "mxfp4", "int4"] | None = None
+    weights: Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "nvfp4", "mxfp4", "int4"] | None = (
+        None
+    )
+    experts: Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "nvfp4", "mxfp4", "int4"] | None = (
+        None
+    )
     activations: Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"] | None = None
     kv_cache: Literal["bf16", "fp16", "fp8", "int8", "fp4"] | None = None
 
 
 class Fault(Spec):
-    """One replica stops at a time and returns later. Its running requests are sent to the others and start again."""
+    """One replica stops at a time and returns later. Its requests go to the others, which compute their tokens anew."""
 
     pool: Literal["serve", "prefill", "decode"] = "serve"
     replica: NonNegativeInt
@@ -154,7 +164,7 @@ class Straggler(Spec):
 
 
 class Autoscaling(Spec):
-    """Replicas follow the queue: the ``queue`` policy adds one above ``high`` waiting requests per replica, drops one below ``low``."""
+    """Replicas follow the queue: ``queue`` adds above ``high`` waiting requests per replica, drops one below ``low``."""
 
     policy: Literal["queue"] = "queue"
     min_replicas: PositiveInt = 1
@@ -168,7 +178,7 @@ class Autoscaling(Spec):
 
 
 class Deployment(Spec):
-    """Either one pool that does everything (``serve``), or ``prefill`` and ``decode`` pools with KV moved between them."""
+    """Either one pool that does everything (``serve``), or ``prefill`` and ``decode`` pools with KV moved across."""
 
     serve: Pool | None = None
     prefill: Pool | None = None

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -30,13 +31,14 @@ def is_compiled() -> bool:
     return any(CACHE_FOLDER.rglob("*.nbc"))
 
 
-_before = numba.config.CACHE_DIR
-numba.config.CACHE_DIR = str(CACHE_FOLDER)
+_config: Any = numba.config
+_before = _config.CACHE_DIR
+_config.CACHE_DIR = str(CACHE_FOLDER)
 try:
     from moesim.sim.kernel.advance import advance, cached_by_replica, enqueue, fail_replica, release, wake
     from moesim.sim.kernel.state import PoolState, Status
 finally:
-    numba.config.CACHE_DIR = _before
+    _config.CACHE_DIR = _before
 
 __all__ = [
     "PoolState",

@@ -43,7 +43,7 @@ def _append(p, lane, block):
 
 @nb.njit(cache=True)
 def allocate(p, lane, count):
-    """Take ``count`` blocks, evicting the least recently used idle cached blocks; False, and nothing taken, if short."""
+    """Take ``count`` blocks, evicting the longest idle cached blocks; False, and nothing taken, if short."""
     if count <= 0:
         return True
     if p.lane[lane].free < count:
@@ -74,7 +74,7 @@ def match_prefix(p, lane, r):
 
 @nb.njit(cache=True)
 def take_prefix(p, lane, r, tokens):
-    """Reference the cached blocks of the first ``tokens`` prompt tokens."""
+    """Count the request as a user of the cached blocks of its first ``tokens`` prompt tokens."""
     lo = p.req[r].block_lo
     for j in range(tokens // p.cfg[0].hash_tokens):
         block = p.blocks[0, lo + j]

@@ -59,7 +59,7 @@ def _blocks_for(p, r, tokens):
 
 
 @nb.njit(cache=True)
-def _victim(p, lane, i):
+def _victim(p, lane):
     """Index of the running request to preempt: the last one, or the last of the lowest class."""
     last = p.lane[lane].running - 1
     if not p.cfg[0].priority:
@@ -139,7 +139,7 @@ def _continue(p, lane, replica, budget, chunk, decodes, prefills):
         stopped = False
         while missing > 0 and not allocate(p, lane, missing):
             preempted = True
-            j = _victim(p, lane, i)
+            j = _victim(p, lane)
             loser = p.seats[0, lane, j]
             booked = p.seats[1, lane, j]
             _unbook(p, lane, loser, booked)

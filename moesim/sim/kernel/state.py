@@ -45,7 +45,8 @@ REQUEST = np.dtype(
     [
         ("arrival", "f8"), ("scheduled", "f8"), ("first", "f8"), ("finish", "f8"), ("last", "f8"),
         ("block_lo", "i8"), ("block_n", "i4"),
-        ("input", "i4"), ("output", "i4"), ("generated", "i4"), ("done", "i4"), ("held", "i4"), ("shared", "i4"), ("cached", "i4"),
+        ("input", "i4"), ("output", "i4"), ("generated", "i4"), ("done", "i4"), ("held", "i4"),
+        ("shared", "i4"), ("cached", "i4"),
         ("preemptions", "i4"), ("restarts", "i4"), ("cls", "i4"), ("lane", "i4"),
         ("replica", "i4"), ("decode_replica", "i4"), ("status", "i4"), ("swapped", "i4"), ("next", "i4"),
     ],
@@ -64,7 +65,8 @@ REPLICA = np.dtype(
     [
         ("slow", "f8"), ("area", "f8"), ("area_t", "f8"), ("busy", "f8"), ("busy_since", "f8"), ("step_s", "f8"),
         ("overhead_s", "f8"), ("swap_s", "f8"), ("straggle_s", "f8"), ("hop_s", "f8"), ("draft_s", "f8"),
-        ("peak", "f8"), ("step_last", "f8"), ("present", "i8"), ("steps", "i8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"),
+        ("peak", "f8"), ("step_last", "f8"), ("present", "i8"), ("steps", "i8"), ("prefill_tokens", "i8"),
+        ("decode_tokens", "i8"),
         ("cached_tokens", "i8"), ("preemptions", "i8"), ("tokens", "i8"), ("inflight", "i4"), ("alive", "i4"),
         ("timeline_n", "i8"), ("timeline_stride", "i8"), ("timeline_seen", "i8"),
     ],
