@@ -165,11 +165,13 @@ def _routing(name: str) -> dict[str, Any]:
     from moesim.spec.base import load_spec
     from moesim.spec.routing import RoutingSpec
 
-    return _routing_facts(load_spec(RoutingSpec, name, "routing"))
-
-
-def _routing_facts(routing: Any) -> dict[str, Any]:
-    return {"kind": routing.kind}
+    routing = load_spec(RoutingSpec, name, "routing")
+    return {
+        "router": routing.router.kind,
+        "model": routing.model or "any",
+        "experts": routing.experts,
+        "top_k": routing.top_k,
+    }
 
 
 def _scenario(name: str) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _find(kind: Kind, slot: str, name: Value) -> Path:
 
 
 def _beside(slot: Slot, value: Value) -> Value:
-    """Make paths in ``value`` independent of the folder they were written in."""
+    """Make paths in ``value`` independent of the folder they were written in; the catalog's own stay short."""
     for key in _FILES.get(slot, ()):
         value = _absolute(value, key)
     return value
@@ -190,7 +190,7 @@ def _beside(slot: Slot, value: Value) -> Value:
 
 def _absolute(value: Value, key: tuple[str, ...]) -> Value:
     if not key:
-        path = value.origin.path
+        path = None if value.origin.label == "catalog" else value.origin.path  # found there, on any machine
         if not isinstance(value.data, str) or path is None or not (path.parent / value.data).exists():
             return value
         return replace(value, data=str((path.parent / value.data).resolve()))

@@ -91,7 +91,7 @@ def _as_file(resolved: dict[str, Any]) -> dict[str, Any]:
     }
     fields["variants"] = {
         "type": "object",
-        "additionalProperties": {"$ref": "#/$defs/Variant"},
+        "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Variant"}, {"type": "null"}]},
         "description": "named overrides, chosen with --variant",
     }
     return {**resolved, "$defs": definitions, "properties": fields, "required": ["kind"]}

@@ -43,10 +43,15 @@ def test_a_base_shared_by_two_bases_is_laid_down_once(toy: Path) -> None:
     derived(toy, "right", "toy.yaml", "run: {seed: 3}\n")
     derived(toy, "both", "[left.yaml, right.yaml]")
     scenario = load("both.yaml").scenario
-    assert (scenario.run.requests, scenario.run.seed) == (60, 3)  # toy's own 50 does not come back through right
+    assert (scenario.run.requests, scenario.run.seed) == (
+        60,
+        3,
+    )  # toy's own 50 does not come back through right
 
 
-def test_extends_beside_the_file_not_the_working_directory(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extends_beside_the_file_not_the_working_directory(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (toy / "sub").mkdir()
     write(toy / "sub", "deep.yaml", "kind: scenario\nextends: ../toy.yaml\n")
     (toy / "elsewhere").mkdir()
@@ -92,7 +97,9 @@ def test_a_variant_that_replaces_what_another_changes_is_refused(toy: Path) -> N
 
 
 def test_variants_are_inherited_changed_and_dropped(toy: Path) -> None:
-    derived(toy, "d", "toy.yaml", "variants:\n  busy: {run: {seed: 5}}\n  fast: null\n  new: {run: {seed: 9}}\n")
+    derived(
+        toy, "d", "toy.yaml", "variants:\n  busy: {run: {seed: 5}}\n  fast: null\n  new: {run: {seed: 9}}\n"
+    )
     assert list(variant_names("d.yaml")) == ["wide", "busy", "busier", "new"]
     assert variant_names("toy.yaml")["fast"] == "Twice the bandwidth"
     scenario = load("d.yaml", ["busy"]).scenario
@@ -122,7 +129,9 @@ def test_a_new_kind_and_its_keys_in_either_order(toy: Path) -> None:
 
 
 def test_set_replaces_a_reference_and_reaches_inside_it(toy: Path) -> None:
-    other = (toy / "model.yaml").read_text().replace("tiny-moe", "other").replace("vocab: 1000", "vocab: 5000")
+    other = (
+        (toy / "model.yaml").read_text().replace("tiny-moe", "other").replace("vocab: 1000", "vocab: 5000")
+    )
     write(toy, "other.yaml", other)
     for order in itertools.permutations(["model=other.yaml", "model.context=2048"]):
         model = load("toy.yaml", (), order).scenario.model
@@ -130,7 +139,9 @@ def test_set_replaces_a_reference_and_reaches_inside_it(toy: Path) -> None:
 
 
 def test_set_changes_one_element_of_a_list(toy: Path) -> None:
-    faults = "deployment: {faults: [{replica: 0, at: 1 s, repair: 2 s}, {replica: 1, at: 3 s, repair: 4 s}]}\n"
+    faults = (
+        "deployment: {faults: [{replica: 0, at: 1 s, repair: 2 s}, {replica: 1, at: 3 s, repair: 4 s}]}\n"
+    )
     derived(toy, "d", "toy.yaml", faults)
     loaded = load("d.yaml", (), ["deployment.faults.1.at=9 s"])
     assert [fault.at for fault in loaded.scenario.deployment.faults] == [1.0, 9.0]
@@ -172,7 +183,11 @@ def test_a_whole_entry_in_place(toy: Path) -> None:
 
 def test_another_device_on_the_same_node(toy: Path) -> None:
     scenario = load("toy.yaml", (), ["device=h100-sxm"]).scenario
-    assert (scenario.device.name, scenario.node.name, scenario.node.device) == ("h100-sxm", "toy-4", "h100-sxm")
+    assert (scenario.device.name, scenario.node.name, scenario.node.device) == (
+        "h100-sxm",
+        "toy-4",
+        "h100-sxm",
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +199,9 @@ def test_another_device_on_the_same_node(toy: Path) -> None:
         ("node.yaml", "toy-4", 1, "toy"),
     ],
 )
-def test_a_cluster_may_be_a_node_or_several(toy: Path, reference: str, name: str, nodes: int, device: str) -> None:
+def test_a_cluster_may_be_a_node_or_several(
+    toy: Path, reference: str, name: str, nodes: int, device: str
+) -> None:
     scenario = load("toy.yaml", (), [f"cluster={reference}"]).scenario
     assert (scenario.cluster.name, scenario.cluster.nodes, scenario.device.name) == (name, nodes, device)
     if reference != "node.yaml":
@@ -193,7 +210,9 @@ def test_a_cluster_may_be_a_node_or_several(toy: Path, reference: str, name: str
         assert scenario.topology() == resolve_cluster(reference)  # one meaning, wherever it is written
 
 
-def test_a_trace_path_is_kept_beside_the_file_that_names_it(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_path_is_kept_beside_the_file_that_names_it(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(toy, "t.csv", "arrival,input_tokens,output_tokens\n0,10,5\n1,20,5\n")
     write(toy, "traced.yaml", (
         "kind: traffic\nname: traced\narrivals: {kind: trace}\nlengths: {kind: trace}\n"
@@ -209,7 +228,11 @@ def test_a_trace_path_is_kept_beside_the_file_that_names_it(toy: Path, monkeypat
 
 def resolved_scalars(data: object, key: str = "") -> list[str]:
     if isinstance(data, dict):
-        return [k for name, child in data.items() for k in resolved_scalars(child, f"{key}.{name}" if key else name)]
+        return [
+            k
+            for name, child in data.items()
+            for k in resolved_scalars(child, f"{key}.{name}" if key else name)
+        ]
     if isinstance(data, list):
         return [k for i, child in enumerate(data) for k in resolved_scalars(child, f"{key}.{i}")]
     return [key]
