@@ -19,6 +19,7 @@ __all__ = [
     "BATCHES",
     "distinct_consecutive",
     "distinct_mixed",
+    "distinct_windows",
     "hottest_over_mean",
     "independent_overlap",
     "lagged_overlap",
@@ -154,18 +155,24 @@ def distinct_consecutive(trace: RoutingTrace, batches: Iterable[int] = BATCHES) 
     Mean over layers and over all windows that lie end to end from each sequence's start; NaN where no sequence is
     long enough.
     """
-    hit = trace.mask()
-    out = []
-    for batch in batches:
-        windows = trace.length // batch
-        starts = np.repeat(trace.offset, windows) + batch * _ramp(windows)
-        total = sum(
-            int(np.logical_or.reduce([hit[part + step] for step in range(batch)]).sum())
-            for part in np.array_split(starts, max(1, len(starts) // 4096))
-            if len(part)
-        )
-        out.append(total / (len(starts) * trace.layers) if len(starts) else np.nan)
-    return np.asarray(out)
+    return np.asarray([distinct_windows(trace, batch).mean() for batch in batches])
+
+
+def distinct_windows(trace: RoutingTrace, batch: int) -> FloatArray:
+    """Return distinct experts in ``batch`` consecutive tokens of one sequence, [layer]; see above."""
+    if batch < 1:
+        raise SpecError(f"batch {batch}: expected at least 1")
+    windows = trace.length // batch
+    starts = np.repeat(trace.offset, windows) + batch * _ramp(windows)
+    if len(starts) == 0:
+        return np.full(trace.layers, np.nan)
+    total = np.zeros(trace.layers)
+    for part in np.array_split(starts, -(-len(starts) // 1024)):
+        touched = np.zeros((len(part), trace.layers, trace.total), dtype=bool)
+        for step in range(batch):
+            np.put_along_axis(touched, trace.experts[part + step].astype(np.int64), values=True, axis=2)
+        total += touched.sum(axis=(0, 2))
+    return np.asarray(total / len(starts))
 
 
 def distinct_mixed(

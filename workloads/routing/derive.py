@@ -70,8 +70,8 @@ def popularity_files(data: Path, out: Path) -> None:
             {
                 **OLMOE,
                 "note": (
-                    "Counts exist for layers 0, 7 and 15 only; the other 13 layers behave as their mean. Mean of the shares in "
-                    f"{', '.join(DOMAINS)}. Token order was not recorded: persistence is unknown, tokens are independent."
+                    "Counts exist for layers 0, 7 and 15 only; others behave as their mean. Shares are means over "
+                    f"{', '.join(DOMAINS)}. Persistence was not recorded: tokens are independent."
                 ),
             }
         ],
