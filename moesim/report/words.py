@@ -181,6 +181,8 @@ def what_was_run(result: Result) -> list[tuple[str, str]]:
         ("Model", _joined(model.get("name"), model.get("architecture"))),
     ]
     traffic = scenario.get("traffic") or {}
+    if traffic.get("name"):
+        rows.append(("Traffic", str(traffic["name"])))
     rows += [(f"Traffic, {key}", _short(traffic[key])) for key in ("arrivals", "lengths") if traffic.get(key)]
     for name, pool in (scenario.get("deployment") or {}).items():
         if isinstance(pool, dict) and "replicas" in pool:
@@ -273,7 +275,7 @@ def _joined(*parts: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return _shortened(", ".join(f"{key} {leaf}" for key, leaf in _leaves(value)))
+    return _shortened(", ".join(f"{key} {leaf}" for key, leaf in _leaves(value, most=3)))
 
 
 def _shortened(text: str) -> str:
@@ -287,17 +289,17 @@ def _origin(origins: Mapping[str, str], key: str) -> str:
     return origins.get(key, "default")
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted path, text) of every scalar, and of every list without mappings as one."""
+def _leaves(value: Any, path: str = "", most: int = 50) -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, text) of every scalar, and of every list of scalars as one, ``most`` of them shown."""
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from _leaves(part, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple) and any(isinstance(v, dict | list | tuple) for v in value[:50]):
+            yield from _leaves(part, f"{path}.{key}" if path else str(key), most)
+    elif isinstance(value, list | tuple) and any(isinstance(v, dict | list | tuple) for v in value):
         for index, part in enumerate(value):
-            yield from _leaves(part, f"{path}.{index}")
+            yield from _leaves(part, f"{path}.{index}", most)
     elif isinstance(value, list | tuple):
-        shown = ", ".join(map(str, value[:50]))
-        yield path, shown if len(value) <= 50 else f"{shown}, … ({len(value)} values)"
+        shown = ", ".join(map(str, value[:most]))
+        yield path, shown if len(value) <= most else f"{shown}, … ({len(value)} values)"
     elif value is not None:
         yield path, f"{value:.6g}" if isinstance(value, float) else str(value)
 

@@ -227,3 +227,10 @@ def test_only_web_addresses_become_links(run):
     sources = [{"cite": "a", "url": "javascript:alert(1)"}, {"cite": "b", "url": "https://example.org"}]
     found = words.cited_sources(with_scenario(run, device={"sources": sources}, model={}))
     assert [(s["part"], s["url"]) for s in found] == [("device", ""), ("device", "https://example.org")]
+
+
+def test_long_lists_are_counted_not_told(run):
+    traffic = {"name": "chat", "arrivals": {"kind": "profile", "weights": list(range(60))}}
+    told = dict(words.what_was_run(with_scenario(run, traffic=traffic)))
+    assert told["Traffic"] == "chat"
+    assert told["Traffic, arrivals"] == "kind profile, weights 0, 1, 2, … (60 values)"
