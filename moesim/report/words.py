@@ -46,10 +46,8 @@ def quantity(value: float | None, unit: str = "", digits: int = 4) -> str:
         return f"{100 * value:.{digits}g} %"
     if unit in {"s", "J", "B", "W"}:
         return format_quantity(float(value), unit, digits)
-    if float(value).is_integer() or abs(value) >= 10**digits:
-        number = f"{value:,.0f}"
-    else:
-        number = f"{value:.{digits}g}"
+    whole = float(value).is_integer() or abs(value) >= 10**digits
+    number = f"{value:,.0f}" if whole else f"{value:.{digits}g}"
     return f"{number} {unit}".strip()
 
 
