@@ -1,4 +1,4 @@
-"""Write hardware/README.md from the catalog: ``python hardware/make_readme.py``."""  # noqa: INP001 - a script
+"""Write hardware/README.md from the catalog: ``python hardware/make_readme.py``."""
 
 from __future__ import annotations
 
