@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -71,7 +72,8 @@ class Driver:
         self._closed = requests.concurrency > 0
         self._stalled: dict[str, list[tuple[int, float]]] = {name: [] for name in pools}
         self._moving: dict[int, float] = {}
-        self._broken: set[tuple[str, int]] = set()
+        self._leaving = 0
+        self._broken: Counter[tuple[str, int]] = Counter()
         self._slow: dict[tuple[str, int], list[float]] = {}
         self.transfer_s = np.zeros(len(requests))
         if path is not None:
@@ -79,7 +81,7 @@ class Driver:
 
     # -- the run -----------------------------------------------------------------------------------------------------
     def run(self) -> float:
-        """Run to the horizon, or until nothing is left to happen; returns the end in seconds."""
+        """Run to the horizon, or until every request has left or can never leave; returns the end in seconds."""
         fed = self._can_feed()
         self._prepare(fed)
         while True:
@@ -89,7 +91,7 @@ class Driver:
                     continue
             elif self._advance(until):
                 continue
-            if self.env.peek() > self.plan.horizon_s or self.env.peek() == math.inf:
+            if self.env.peek() > self.plan.horizon_s or self.env.peek() == math.inf or self._done():
                 break
             self.env.step()
             self.events += 1
@@ -112,7 +114,7 @@ class Driver:
     def _close(self) -> float:
         """Book what is still open at the end, and return the end: the horizon, or the last thing that happened."""
         cut = self.plan.horizon_s < math.inf and self._work_left()
-        end = self.plan.horizon_s if cut else max(self.now, self._last_event())
+        end = self.plan.horizon_s if cut else max(self.now, float(self.env.now))
         for pool in self.pools.values():
             pool.close(end)
         for waiting in self._stalled.values():
@@ -121,9 +123,15 @@ class Driver:
             self._outside(request, end)
         return end
 
-    def _last_event(self) -> float:
-        """Time of simpy's last event, unless a horizon bounds the run."""
-        return float(self.env.now) if self.plan.horizon_s == math.inf else 0.0
+    def _done(self) -> bool:
+        """Say whether nothing moves any more: repairs and scaling to come are not part of the run."""
+        return (
+            self.sent == len(self.requests)
+            and self._leaving == 0
+            and not self._moving
+            and not any(self._stalled.values())
+            and all(pool.next_event() == math.inf for pool in self.pools.values())
+        )
 
     def _work_left(self) -> bool:
         unfinished = np.isin(
@@ -145,13 +153,14 @@ class Driver:
         """Hand the next arrivals up to ``until`` over at once; False when there were none left before it."""
         times = self.requests.arrival_s
         stop = min(int(np.searchsorted(times, until, side="right")), self.sent + _FEED)
+        if stop > self.sent:  # requests of one moment stay together
+            stop = int(np.searchsorted(times, times[stop - 1], side="right"))
         pool = self.pools[self.entry]
         if stop == self.sent:
             self.now = max(self.now, pool.advance_fed(until, *_nothing()))
             return False
         ids = np.arange(self.sent, stop, dtype=np.int32)
         to = self.routers[self.entry].assign(np.arange(pool.setup.replicas), len(ids)).astype(np.int32)
-        # equal arrival times across the border of two parts must not be passed by
         reach = until if stop == len(times) or times[stop] > until else float(times[stop - 1])
         self.sent = stop
         if stop == len(times):
@@ -179,6 +188,7 @@ class Driver:
             self.now = max(self.now, at)
             left = pool.take_departures()
             if left and reacts:
+                self._leaving += 1
                 moment = self.env.timeout(max(0.0, at - self.env.now))
                 moment.callbacks.append(partial(self._depart, name, at, left))
                 return True
@@ -191,6 +201,9 @@ class Driver:
     def _send(self, name: str, request: int, now: float) -> None:
         """Route a request into a pool at ``now``; with nobody in service it waits at the door."""
         pool = self.pools[name]
+        if name == self.entry and not self.pools[self.last].fits(request):
+            self.records["status"][request] = Status.REJECTED  # nobody could decode it
+            return
         if not pool.accepting.any():
             self._stalled[name].append((request, now))
             return
@@ -223,10 +236,12 @@ class Driver:
         self._show()
 
     def _depart(self, name: str, now: float, left: list[int], _event: simpy.Event) -> None:
+        self._leaving -= 1
         for request in left:
             if self.records["status"][request] == Status.HELD:
                 self.env.process(self._hand_over(name, request, now))
-            elif self._closed:
+                self._moving[request] = now
+            elif self._closed and self.records["status"][request] == Status.FINISHED:
                 self._send_next(now)
 
     def _hand_over(self, name: str, request: int, now: float) -> Event:
@@ -234,7 +249,6 @@ class Driver:
         assert self.path is not None
         source, target = self.pools[name], self.pools[self.last]
         attempt = int(self.records["restarts"][request])
-        self._moving[request] = now
         # nobody serves: the cache waits in line for the first replica
         receiver = self.routers[self.last].choose(target, request) if target.accepting.any() else 0
         seconds = self.path.seconds(int(self.records["done"][request]))
@@ -261,19 +275,26 @@ class Driver:
         self.pools[name].start(replica, now)
         waiting, self._stalled[name] = self._stalled[name], []
         for request, since in waiting:
-            self.outside_s += now - since
             self._send(name, request, now)
+            if self.records["status"][request] != Status.REJECTED:
+                self.outside_s += now - since
+            elif self._closed:
+                self._send_next(now)
 
     def _fault(self, fault: Fault) -> Event:
         yield self.env.timeout(fault.at)
         now = float(self.env.now)
-        self._broken.add((fault.pool, fault.replica))
-        for request in self.pools[fault.pool].stop(fault.replica, now):
+        pool, key = self.pools[fault.pool], (fault.pool, fault.replica)
+        # one that was not in service (scaled down, or still starting) does not enter it by being repaired
+        returns = bool(pool.state.rep["alive"][fault.replica]) or self._broken[key] > 0
+        self._broken[key] += 1
+        for request in pool.stop(fault.replica, now):
             self._outside(request, now)
             self._send(self.entry, request, now)
         yield self.env.timeout(fault.repair)
-        self._broken.discard((fault.pool, fault.replica))
-        self._open(fault.pool, fault.replica, float(self.env.now))
+        self._broken[key] -= 1
+        if returns and self._broken[key] == 0:
+            self._open(fault.pool, fault.replica, float(self.env.now))
 
     def _straggle(self, straggler: Straggler) -> Event:
         key = (straggler.pool, straggler.replica)
@@ -309,7 +330,7 @@ class Driver:
             cold = [
                 r
                 for r in np.flatnonzero(rep["alive"] == 0).tolist()
-                if r not in booting and (self.last, r) not in self._broken
+                if r not in booting and not self._broken[self.last, r]
             ]
             for replica in cold[: max(0, wanted - serving)]:
                 booting.add(replica)
@@ -320,7 +341,8 @@ class Driver:
     def _boot(self, replica: int, startup: float, booting: set[int]) -> Event:
         yield self.env.timeout(startup)
         booting.discard(replica)
-        self._open(self.last, replica, float(self.env.now))
+        if not self._broken[self.last, replica]:
+            self._open(self.last, replica, float(self.env.now))
 
 
 def _nothing() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.int32]]:

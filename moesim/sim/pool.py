@@ -11,7 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.cost.pricing import AttentionTerm, StepPricing
-from moesim.sim.kernel import PoolState, advance, cached_by_replica, enqueue, fail_replica, release, wake
+from moesim.errors import SpecError
+from moesim.sim.kernel import (
+    PoolState,
+    advance,
+    cached_by_replica,
+    enqueue,
+    fail_replica,
+    fits,
+    release,
+    wake,
+)
 from moesim.sim.kernel import state as layout
 from moesim.spec.deployment import Engine, Speculation
 from moesim.traffic.requests import Requests
@@ -72,10 +82,10 @@ def request_records(requests: Requests) -> npt.NDArray[Any]:
 def _attention_rows(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
     rows = [
         (t.window, t.launch_s, t.decode_flop_s, t.decode_kv_s, t.decode_seq_s,
-         t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s, 0.0, 0.0)
+         t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s)
         for t in terms
     ]  # fmt: skip
-    return np.array(rows, dtype=np.float64).reshape(len(terms), 10)
+    return np.array(rows, dtype=np.float64).reshape(len(terms), 8)
 
 
 class Pool:
@@ -113,6 +123,7 @@ class Pool:
             table=_table(pricing),
             hist=np.zeros((4, max(layout.ITL_BINS, _longest(pricing))), dtype=np.int64),
             attn=_attention_rows(pricing.attention),
+            spent=np.zeros((setup.replicas, len(pricing.attention), 2)),
             stage=np.vstack([np.zeros((setup.replicas, setup.stages)), pricing.stage_share]),
             scratch=np.zeros((pricing.lanes, len(pricing.attention), 4)),
             timeline=np.zeros((setup.replicas, max(2, timeline_points // 2 * 2), 6)),
@@ -159,6 +170,10 @@ class Pool:
     def enqueue(self, request: int, replica: int, now: float) -> bool:
         """Queue a request; False when it can never fit (its status says rejected)."""
         return bool(enqueue(self.state, request, replica, now))
+
+    def fits(self, request: int) -> bool:
+        """Say whether an empty replica could serve the request."""
+        return bool(fits(self.state, request))
 
     def release(self, request: int, now: float) -> None:
         """Free the blocks of a prefilled request whose KV has been moved."""
@@ -264,6 +279,11 @@ def _config(setup: PoolSetup, requests: Requests, *, seed: int, fast: bool) -> n
             f"hash blocks of {requests.block_tokens} tokens are not whole KV blocks of {engine.block_tokens}"
         )
         raise ValueError(message)
+    if speculation is not None and engine.max_num_batched_tokens <= speculation.draft_tokens:
+        raise SpecError(
+            f"max_num_batched_tokens {engine.max_num_batched_tokens}: "
+            f"expected room for one token and its {speculation.draft_tokens} drafts"
+        )
     cfg = np.zeros(1, dtype=layout.CONFIG)
     values: dict[str, Any] = {
         "overhead_s": setup.pricing.overhead_s,

@@ -118,10 +118,10 @@ def ops_table(pool: Pool) -> pd.DataFrame:
     ):
         spent = seconds @ hist[: seconds.shape[1]]
         rows += [(o.name, o.phase, o.kind, o.source, float(s)) for o, s in zip(infos, spent, strict=True)]
-    for term, row in zip(pricing.attention, state.attn, strict=True):
+    for term, spent in zip(pricing.attention, state.spent.sum(axis=0), strict=True):
         rows += [
-            (f"{term.name}_{what}", "attention", "attention", term.source, float(row[column]))
-            for what, column in (("decode", 8), ("prefill", 9))
+            (f"{term.name}_{what}", "attention", "attention", term.source, float(seconds))
+            for what, seconds in zip(("decode", "prefill"), spent, strict=True)
         ]
     for name, field in (
         ("host", "overhead_s"), ("draft", "draft_s"), ("kv_swap", "swap_s"), ("pipeline_hop", "hop_s"),

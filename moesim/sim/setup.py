@@ -76,7 +76,7 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec) -> PoolParts:
         pricing=pricing,
         engine=engine,
         stages=spec.parallelism.pp,
-        kv_blocks=memory.kv_blocks_per_lane,
+        kv_blocks=memory.kv_blocks_per_lane // spec.parallelism.pp,  # the stages' batches share the cache
         max_len=engine.max_model_len or scenario.model.context,
         swap_s_per_block=0.0 if math.isinf(host) else block / host,
         speculation=speculation,

@@ -35,7 +35,15 @@ _config: Any = numba.config
 _before = _config.CACHE_DIR
 _config.CACHE_DIR = str(CACHE_FOLDER)
 try:
-    from moesim.sim.kernel.advance import advance, cached_by_replica, enqueue, fail_replica, release, wake
+    from moesim.sim.kernel.advance import (
+        advance,
+        cached_by_replica,
+        enqueue,
+        fail_replica,
+        fits,
+        release,
+        wake,
+    )
     from moesim.sim.kernel.state import PoolState, Status
 finally:
     _config.CACHE_DIR = _before
@@ -47,6 +55,7 @@ __all__ = [
     "cached_by_replica",
     "enqueue",
     "fail_replica",
+    "fits",
     "release",
     "wake",
 ]

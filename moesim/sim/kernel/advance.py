@@ -11,7 +11,7 @@ from moesim.sim.kernel.blocks import allocate, available, match_prefix, register
 from moesim.sim.kernel.price import commit_step, decode_seconds, step_seconds
 from moesim.sim.kernel.schedule import pop_waiting, push_back, schedule_lane
 
-__all__ = ["advance", "cached_by_replica", "enqueue", "fail_replica", "release", "wake"]
+__all__ = ["advance", "cached_by_replica", "enqueue", "fail_replica", "fits", "release", "wake"]
 
 _OUTSIDE, _WAITING, _RUNNING, _HELD, _FINISHED, _REJECTED = 0, 1, 2, 3, 4, 5
 _ITL_LOW, _ITL_SCALE, _ITL_BINS = 1e-5, 1.0 / math.log(1.02), 932
@@ -339,21 +339,27 @@ def _start_step(p, engine, now, limit):
 
 
 @nb.njit(cache=True)
+def fits(p, r):
+    """Say whether an empty lane could serve request ``r`` to its end."""
+    cfg = p.cfg[0]
+    req = p.req[r]
+    longest = req.input + req.output
+    blocks = (longest + cfg.draft + cfg.block - 1) // cfg.block
+    if longest > cfg.max_len or blocks > p.lane[0].total:
+        return False
+    return cfg.chunked == 1 or cfg.decode_side == 1 or req.input <= cfg.max_tokens
+
+
+@nb.njit(cache=True)
 def enqueue(p, r, replica, now):
     """Queue request ``r`` on the least loaded lane of ``replica``; False (and REJECTED) when it can never fit."""
     cfg = p.cfg[0]
     req = p.req[r]
-    width = cfg.stages * cfg.lanes
-    first = replica * width
-    longest = req.input + req.output
-    blocks = (longest + cfg.draft + cfg.block - 1) // cfg.block
-    if (
-        longest > cfg.max_len
-        or blocks > p.lane[first].total
-        or (not cfg.chunked and req.input > cfg.max_tokens)
-    ):
+    if not fits(p, r):
         req.status = _REJECTED
         return False
+    width = cfg.stages * cfg.lanes
+    first = replica * width
     best = first
     for lane in range(first + 1, first + width):
         if p.lane[lane].waiting + p.lane[lane].running < p.lane[best].waiting + p.lane[best].running:
@@ -451,7 +457,7 @@ def advance(p, low, high, until, stop, feed_t, feed_r, feed_replica, position):
 
     ``feed_*`` holds arrivals in order of time for these replicas, from ``position`` on. With ``stop`` the call returns
     after the first step that lets a request leave. Returns the time of the last event handled and the next position.
-    A step that ends at the very moment of an arrival ends first.
+    A step that ends at the very moment of an arrival ends first; an idle engine sees all arrivals of that moment.
     """
     cfg = p.cfg[0]
     lo, hi = low * cfg.stages, high * cfg.stages
@@ -465,7 +471,7 @@ def advance(p, low, high, until, stop, feed_t, feed_r, feed_replica, position):
             elif end < second:
                 second = end
         arrival = feed_t[position] if position < feed_t.shape[0] else math.inf
-        if arrival < at:
+        if arrival < at or (arrival == at and best >= 0 and not p.eng[best].busy):
             if arrival > until:
                 break
             enqueue(p, feed_r[position], feed_replica[position], arrival)

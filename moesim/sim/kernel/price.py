@@ -82,8 +82,8 @@ def commit_step(p, replica, lane, slot, group_tokens):
     p.hist[2, p.lane[lane].rows] += 1
     p.hist[1, group_tokens] += 1
     for term in range(p.attn.shape[0]):
-        p.attn[term, 8] += p.scratch[slot, term, 0]
-        p.attn[term, 9] += p.scratch[slot, term, 1]
+        p.spent[replica, term, 0] += p.scratch[slot, term, 0]
+        p.spent[replica, term, 1] += p.scratch[slot, term, 1]
     p.rep[replica].overhead_s += p.cfg[0].overhead_s
 
 

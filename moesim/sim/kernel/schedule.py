@@ -13,9 +13,15 @@ _WAITING, _RUNNING = 1, 2
 
 
 @nb.njit(cache=True)
+def _class(p, r):
+    """Queue of a request: first come first served knows one."""
+    return p.req[r].cls if p.cfg[0].priority else 0
+
+
+@nb.njit(cache=True)
 def push_back(p, lane, r):
     """Queue a request behind the others of its class."""
-    cls = p.req[r].cls
+    cls = _class(p, r)
     p.req[r].next = -1
     p.req[r].status = _WAITING
     tail = p.queue[1, lane, cls]
@@ -30,7 +36,7 @@ def push_back(p, lane, r):
 @nb.njit(cache=True)
 def push_front(p, lane, r):
     """Queue a preempted request before the others of its class."""
-    cls = p.req[r].cls
+    cls = _class(p, r)
     p.req[r].status = _WAITING
     p.req[r].next = p.queue[0, lane, cls]
     if p.queue[0, lane, cls] < 0:
@@ -105,17 +111,18 @@ def _book(p, lane, i, n, emits, decode):
 
 @nb.njit(cache=True)
 def _unbook(p, lane, r, n):
-    """Undo ``_book`` for a request that is preempted after it was scheduled in this step."""
+    """Undo ``_book`` for a request that is preempted after it was scheduled in this step; returns decode tokens."""
     if n == 0:
-        return
+        return 0
     p.lane[lane].tokens -= n
     if p.req[r].input + p.req[r].generated - p.req[r].done == 1 and p.req[r].generated > 0:
         p.lane[lane].decodes -= 1
         p.lane[lane].rows -= n
-    else:
-        p.lane[lane].prefills -= 1
-        if p.req[r].done + n >= p.req[r].input + p.req[r].generated:
-            p.lane[lane].rows -= 1
+        return n
+    p.lane[lane].prefills -= 1
+    if p.req[r].done + n >= p.req[r].input + p.req[r].generated:
+        p.lane[lane].rows -= 1
+    return 0
 
 
 @nb.njit(cache=True)
@@ -127,7 +134,7 @@ def _continue(p, lane, replica, budget, chunk, decodes, prefills):
         r = p.seats[0, lane, i]
         need = p.req[r].input + p.req[r].generated - p.req[r].done
         decode = need == 1 and p.req[r].generated > 0
-        if (decode and not decodes) or (not decode and not prefills):
+        if (decode and not decodes) or (not decode and not prefills) or p.seats[1, lane, i] > 0:
             i += 1
             continue
         n = 1 + p.cfg[0].draft if decode else min(need, chunk)
@@ -142,8 +149,8 @@ def _continue(p, lane, replica, budget, chunk, decodes, prefills):
             j = _victim(p, lane)
             loser = p.seats[0, lane, j]
             booked = p.seats[1, lane, j]
-            _unbook(p, lane, loser, booked)
             budget += booked
+            chunk += booked - _unbook(p, lane, loser, booked)
             _preempt(p, lane, replica, j)
             if j == i:
                 stopped = True
@@ -199,7 +206,9 @@ def _admit(p, lane, replica, now, budget, chunk):
                 if p.prefix[0, lane, p.blocks[0, lo + j]] == 0:
                     idle_hit += cfg.hash_blocks
         missing = max(0, _blocks_for(p, r, tokens) - hit // cfg.block)
-        if missing + idle_hit + cfg.watermark * p.lane[lane].total > available(p, lane):
+        # the margin spares those who run; with nobody running it would only block
+        margin = cfg.watermark * p.lane[lane].total if p.lane[lane].running > 0 else 0.0
+        if missing + idle_hit + margin > available(p, lane):
             return
         if hit > 0:
             take_prefix(p, lane, r, hit)
@@ -243,12 +252,20 @@ def schedule_lane(p, lane, replica, now):
         budget, chunk, preempted = _continue(p, lane, replica, budget, chunk, False, True)
         if not preempted:
             _admit(p, lane, replica, now, budget, chunk)
-        if state.tokens == 0:
-            budget, chunk, preempted = _continue(p, lane, replica, cfg.max_tokens, chunk, True, False)
+        if state.prefills == 0:
+            budget = cfg.max_tokens - state.tokens
+            budget, chunk, again = _continue(p, lane, replica, budget, chunk, True, False)
+            preempted = preempted or again
     else:
         budget, chunk, preempted = _continue(p, lane, replica, budget, chunk, True, True)
         if not preempted:
             _admit(p, lane, replica, now, budget, chunk)
-    # a pure decode batch with nobody preempted repeats until something changes
-    if not preempted and state.prefills == 0 and state.decodes == state.running and state.decodes > 0:
+    # a pure decode batch with nobody preempted or swapped in repeats until something changes
+    if (
+        not preempted
+        and state.swap_blocks == 0
+        and state.prefills == 0
+        and state.decodes == state.running
+        and state.decodes > 0
+    ):
         state.steady = 1
