@@ -73,8 +73,8 @@ def match_moments(model: RoutingModel, trace: RoutingTrace, rounds: int = 40, se
     """Return the model with biases, affinity strength and four memory weights per layer adjusted.
 
     Matched per layer: how often each expert is drawn first and later (biases), overlap at the distances ``LAGS``
-    and distinct experts in the ``WINDOWS`` (memories), mutual information of adjacent layers' heaviest experts (one factor on the tables from below). Only
-    ``trace`` is looked at. The last third of the iterates is averaged.
+    and distinct experts in the ``WINDOWS`` (memories), mutual information of adjacent layers' heaviest experts
+    (one factor on the tables from below). Only ``trace`` is looked at. The last third of the iterates is averaged.
 
     Parameters
     ----------

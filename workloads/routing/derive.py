@@ -19,7 +19,7 @@ from scipy.optimize import minimize_scalar
 
 from moesim.files import dump_yaml, write_atomic
 from moesim.routing.expected import plackett_luce_inclusion, zipf_weights
-from moesim.routing.store import fit_routing
+from moesim.routing.produce import fit_routing
 from moesim.spec.base import Source
 
 HERE = Path(__file__).resolve().parent
