@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ import numba
 import numpy as np
 
 
-def _cache_folder() -> str:
+def _cache_folder() -> Path:
     digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version_info[:2]}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    home = os.environ.get("MOESIM_CACHE") or os.path.join(  # noqa: PTH118 - numba wants text
-        os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"), "moesim"
-    )
-    return f"{home}/kernel-{digest.hexdigest()[:16]}"
+    name = f"kernel-{digest.hexdigest()[:16]}"
+    stated, shared = os.environ.get("MOESIM_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    home = Path(stated) if stated else Path(shared or Path.home() / ".cache") / "moesim"
+    try:
+        (home / name).mkdir(parents=True, exist_ok=True)
+        writable = os.access(home / name, os.W_OK)
+    except OSError:
+        writable = False
+    return home / name if writable else Path(tempfile.gettempdir()) / f"moesim-{os.getuid()}" / name
 
 
-CACHE_FOLDER = Path(_cache_folder())
+CACHE_FOLDER = _cache_folder()
 """Where the compiled kernel of these very sources is kept."""
 
 
