@@ -33,7 +33,7 @@ app.command("version")(version.version)
 def main() -> None:
     """Run the command line; the exit code is the process's."""
     try:
-        app()
+        app(prog_name="moesim")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None

@@ -91,13 +91,10 @@ def _named_by(owner: Value | None, owner_slot: str, slot: Slot, override: Value 
     """Return the entry of ``slot`` that ``owner`` names, under the override; the owner too if renamed."""
     if override is not None and override.is_mapping and ("from" in override.data or "kind" in override.data):
         entry = _entry(slot, override)
-        name = override.data.get("from", entry.data.get("name"))
-        renamed = (
-            {}
-            if owner is None or name is None
-            else {owner_slot: replace(owner, data={**owner.data, slot: name})}
-        )
-        return {slot: entry, **renamed}
+        name = override.data.get("from")
+        if owner is None or name is None:
+            return {slot: entry}
+        return {slot: entry, owner_slot: replace(owner, data={**owner.data, slot: name})}
     if owner is None or not owner.is_mapping or slot not in owner.data:
         return {} if override is None else {slot: override}
     reference = owner.data[slot]
