@@ -144,6 +144,13 @@ def test_straggler_factor_tends_to_the_heaviest_rank_and_one():
     assert straggler_factor(share, 1, 0, 3) == 1.0
 
 
+def test_straggler_factor_of_two_ranks_is_half_normal():
+    # one rank's load has variance T k (1/2)(1/2)(E - k)/(E - 1) = T/3, the other's is the rest
+    tokens = 20000
+    excess = float(straggler_factor(np.ones(4), 2, tokens, 2)) - 1
+    assert excess == pytest.approx(np.sqrt(2 / (3 * np.pi * tokens)), rel=0.01)
+
+
 def test_many_counts_are_interpolated_closely():
     q = plackett_luce_inclusion(zipf_weights(64, 0.4), 6)
     counts = np.arange(4000)
