@@ -1,0 +1,1 @@
+"""Calibrate: measure kernels, import measurements, fit efficiencies, and say how far off the fits are."""
