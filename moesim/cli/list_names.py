@@ -10,7 +10,6 @@ import typer
 from moesim.cli.console import answers, emit_json, print_table
 from moesim.cli.options import JsonFlag
 from moesim.errors import SpecError
-from moesim.units import format_quantity
 
 if TYPE_CHECKING:
     from moesim.files import Kind
@@ -74,6 +73,8 @@ def _heading(column: str) -> str:
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return "-"
+    from moesim.units import format_quantity
+
     for suffix, unit in _UNITS:
         if column.endswith(suffix):
             return format_quantity(float(value), unit)

@@ -26,7 +26,9 @@ def _variants(ctx: typer.Context, incomplete: str) -> list[str]:
     from moesim.scenario import variant_names
 
     try:
-        known = list(variant_names(str(ctx.params.get("scenario") or "")))
+        # an option still without its value stops the parser before it has named the argument
+        scenario = ctx.params.get("scenario") or next(word for word in ctx.args if not word.startswith("-"))
+        known = list(variant_names(str(scenario)))
     except Exception:  # noqa: BLE001 - a completer that fails must stay silent
         return []
     done, _, last = incomplete.rpartition(",")

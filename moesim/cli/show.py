@@ -11,7 +11,6 @@ import typer
 from moesim.cli.console import answers, emit_json, note, text
 from moesim.cli.options import JsonFlag, Out, ScenarioName, Seed, Sets, Variants
 from moesim.errors import NoResult, Problem, SpecError
-from moesim.units import format_quantity, parse_quantity
 
 if TYPE_CHECKING:
     from moesim.cost.memory import MemoryPlan
@@ -78,6 +77,8 @@ def readable(value: Any) -> Any:
         return [readable(child) for child in value]
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return int(value)
+    from moesim.units import format_quantity, parse_quantity
+
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
@@ -153,6 +154,8 @@ def _memory(loaded: Loaded) -> tuple[dict[str, MemoryPlan], str]:
 
 
 def _memory_line(plan: MemoryPlan) -> str:
+    from moesim.units import format_quantity
+
     parts = [
         f"{what} {format_quantity(size, 'B')}"
         for what, size in (

@@ -161,6 +161,8 @@ class Merged(Document):
     """A document put together from several files: each message names the file its value came from."""
 
     root: Value = field(default=Value(None, Origin("")), kw_only=True)
+    references: dict[Key, Origin] = field(default_factory=dict, kw_only=True)
+    """``(slot, "from")`` -> where the entry was chosen, for mistakes of the choice and not of the entry."""
 
     def nearest(self, key: Key) -> Origin:
         """Return the origin of ``key`` or of its nearest written ancestor."""
@@ -176,7 +178,8 @@ class Merged(Document):
 
     def problem(self, key: Key, value: Any, expected: str) -> Problem:
         """Make the one-line message for ``key``, naming the file (or option) it was written in."""
-        origin = self.nearest(key)
+        origin = self.references.get(key) or self.nearest(key)
+        key = key[:-1] if key[-1:] == ("from",) and value_at(self.root, key) is None else key
         text = "" if value is None else repr(value)
         text = text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
         return Problem(origin.where, origin.line, ".".join(map(str, key)), text, expected)

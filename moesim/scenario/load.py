@@ -13,7 +13,7 @@ from moesim.errors import Problem, SpecError
 from moesim.files import find, nearest, parse_yaml
 from moesim.files.reader import Key
 from moesim.scenario.layers import Merged, Origin, Value, leaves, merge, plain, tree, value_at
-from moesim.scenario.references import expand, normalise, read_layer
+from moesim.scenario.references import SLOTS, expand, normalise, read_layer
 from moesim.spec.base import validate
 from moesim.spec.scenario import ScenarioSpec
 
@@ -260,7 +260,10 @@ def _options(options: list[tuple[tuple[str, ...], Value]]) -> Value:
 
 def _resolve(root: Value, own: Origin) -> tuple[ScenarioSpec, Value]:
     full, problems, missing = expand(root)
-    document = Merged(plain(full), own.where, path=own.path, root=full)
+    named: dict[Key, Origin] = {
+        (slot, "from"): root.data[slot].origin for slot in SLOTS if _is_reference(root.data.get(slot))
+    }
+    document = Merged(plain(full), own.where, path=own.path, root=full, references=named)
     try:
         scenario = validate(ScenarioSpec, document)
     except SpecError as error:
@@ -270,6 +273,10 @@ def _resolve(root: Value, own: Origin) -> tuple[ScenarioSpec, Value]:
             return scenario, full
     files = list(dict.fromkeys([own.where, *(p.where for p in problems)]))
     raise SpecError(*sorted(dict.fromkeys(problems), key=lambda p: (files.index(p.where), p.line)))
+
+
+def _is_reference(value: Value | None) -> bool:
+    return value is not None and value.is_mapping and "from" in value.data
 
 
 def _origins(scenario: ScenarioSpec, root: Value) -> dict[str, str]:

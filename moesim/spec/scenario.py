@@ -186,15 +186,16 @@ def _routing(scenario: ScenarioSpec) -> Iterator[Finding]:
     kinds = [model.ffns[name] for name in sorted({ffn for _, ffn in model.blocks()})]
     routed = [ffn for ffn in kinds if isinstance(ffn, MoeFfn)]
     if not routed:
-        yield Finding(("routing",), None, f"expected null: {model.name} has no routed experts")
-    for key, stated in (("experts", routing.experts), ("top_k", routing.top_k)):
-        wanted = sorted({getattr(ffn, key) for ffn in routed})
-        if stated is not None and wanted and stated not in wanted:
+        yield Finding(("routing", "from"), None, f"expected null: {model.name} has no routed experts")
+    for ffn in routed:
+        if routing.experts not in {None, ffn.experts} or routing.top_k not in {None, ffn.top_k}:
             yield Finding(
-                ("routing", key),
-                stated,
-                f"expected {wanted[0]}, as in {model.name}; or choose another routing, or null",
+                ("routing", "from"),  # not the catalog entry is wrong, but choosing it
+                None,
+                f"{routing.name} is for top {routing.top_k} of {routing.experts} experts, {model.name} takes top "
+                f"{ffn.top_k} of {ffn.experts}; choose another, or null",
             )
+            return
 
 
 def _hash_tokens(traffic: TrafficSpec) -> int:
