@@ -48,7 +48,7 @@ def fit(
 ) -> None:
     """Fit a routing file on half of a trace's sequences, and print how it does on the other half."""
     from moesim.routing.describe import describe
-    from moesim.routing.store import fit_routing
+    from moesim.routing.produce import fit_routing
     from moesim.spec.base import Source
 
     for path in (out, out.with_suffix(".npz")):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from call import command
 
@@ -366,3 +367,26 @@ def test_names_complete(toy: Path) -> None:
     assert complete("moesim run quick") == ["quickstart"]
     assert complete("moesim list dev") == ["devices"]
     assert complete("moesim run quickstart --variant bur") == ["bursty"]
+
+
+def test_routing_fit_and_use(toy: Path) -> None:
+    generator = np.random.default_rng(0)
+    sequences, tokens, experts = 24, 20, 8
+    score = generator.random((sequences * tokens, 2, experts)) - np.linspace(0, 0.5, experts)
+    np.savez(
+        "trace.npz", experts=np.argsort(score, axis=2)[:, :, :2].astype(np.uint8),
+        sequence_offset=np.arange(sequences) * tokens, sequence_length=np.full(sequences, tokens),
+    )  # fmt: skip
+    fit = ("routing", "fit", "trace.npz", "--out", "fitted.yaml", "--cite", "drawn for a test")
+    answer = command(*fit, "--json")
+    assert answer.code == 0, answer.err
+    found = {row["statistic"]: row for row in json.loads(answer.out)["statistics"]}
+    assert found["distinct_mixed_256"]["recorded"] == pytest.approx(8, abs=0.1)
+    assert abs(found["hottest_over_mean"]["relative_error"]) < 0.2
+    assert command(*fit).err == "fitted.yaml: already there; --force replaces it\n"
+    shown = command("routing", "show", "fitted.yaml")
+    assert "previous_overlap" in shown.out
+    assert "source: drawn for a test" in shown.out
+    assert command("lint", "fitted.yaml").code == 0
+    assert command("run", "toy.yaml", "--set", "routing=fitted.yaml", "--no-report").code == 0
+    assert command("routing", "fit", "trace.npz", "--out", "other.yaml").code == 2  # no source, no facts
