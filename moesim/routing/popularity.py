@@ -11,8 +11,8 @@ from moesim.errors import SpecError
 from moesim.routing.expected import plackett_luce_inclusion, zipf_weights
 from moesim.routing.statistics import popularity
 from moesim.routing.store import load_model, load_trace
-from moesim.routing.streams import stream
 from moesim.spec.routing import Fitted, Popularity, Recorded, RoutingSpec, Uniform
+from moesim.streams import stream
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from moesim.errors import SpecError
 from moesim.routing.model import PRIOR_TOKENS, RoutingModel, forgetting
 from moesim.routing.statistics import BATCHES, distinct_consecutive, distinct_mixed
-from moesim.routing.streams import stream
 from moesim.routing.trace import RoutingTrace
+from moesim.streams import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import SpecError
-from moesim.routing.streams import stream
+from moesim.streams import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,9 +20,9 @@ from moesim.sim.record import tables
 from moesim.sim.setup import PoolParts, kv_path, pool_parts
 from moesim.sim.warm import load_kernel
 from moesim.spec.scenario import ScenarioSpec
+from moesim.streams import stream
 from moesim.traffic.requests import Requests
 from moesim.traffic.sample import sample
-from moesim.traffic.streams import stream
 from moesim.version import __version__
 
 __all__ = ["build", "simulate"]

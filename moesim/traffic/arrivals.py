@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from moesim.errors import SpecError
 from moesim.spec.arrivals import ClosedLoop, Constant, Diurnal, Gamma, OnOff, Profile, TraceArrivals
-from moesim.traffic.streams import stream
+from moesim.streams import stream
 
 if TYPE_CHECKING:
     from moesim.spec.arrivals import Arrivals

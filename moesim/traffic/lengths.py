@@ -10,7 +10,7 @@ from scipy.special import ndtr, ndtri
 
 from moesim.errors import SpecError
 from moesim.spec.traffic import Empirical, Fixed, LogNormal, TraceLengths, UniformRange
-from moesim.traffic.streams import stream
+from moesim.streams import stream
 
 if TYPE_CHECKING:
     from moesim.spec.traffic import Clip, Lengths, LogNormalTokens, Quantiles

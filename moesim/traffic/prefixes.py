@@ -11,10 +11,10 @@ from scipy.special import ndtri
 
 from moesim.spec.arrivals import Diurnal, Profile
 from moesim.spec.traffic import QuantileGap
+from moesim.streams import stream
 from moesim.traffic.arrivals import arrival_times
 from moesim.traffic.lengths import clip_lengths, draw_lengths, quantile
 from moesim.traffic.requests import dense, dense_within
-from moesim.traffic.streams import stream
 
 if TYPE_CHECKING:
     from moesim.spec.arrivals import Arrivals

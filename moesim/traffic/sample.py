@@ -18,12 +18,12 @@ from moesim.spec.traffic import (
     TraceLengths,
     TrafficSpec,
 )
+from moesim.streams import stream
 from moesim.traffic.arrivals import arrival_times
 from moesim.traffic.lengths import clip_lengths, draw_lengths, within
 from moesim.traffic.prefixes import draw_sessions, shared_blocks, shared_groups
 from moesim.traffic.readers import Trace, read_trace
 from moesim.traffic.requests import Requests, dense, make_requests
-from moesim.traffic.streams import stream
 
 if TYPE_CHECKING:
     from pathlib import Path
