@@ -381,7 +381,7 @@ def test_routing_fit_and_use(toy: Path) -> None:
     answer = command(*fit, "--json")
     assert answer.code == 0, answer.err
     found = {row["statistic"]: row for row in json.loads(answer.out)["statistics"]}
-    assert found["distinct_mixed_256"]["recorded"] == pytest.approx(8, abs=0.1)
+    assert found["distinct_mixed_128"]["recorded"] == pytest.approx(8, abs=0.1)
     assert abs(found["hottest_over_mean"]["relative_error"]) < 0.2
     assert command(*fit).err == "fitted.yaml: already there; --force replaces it\n"
     shown = command("routing", "show", "fitted.yaml")
