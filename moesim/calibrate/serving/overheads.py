@@ -1,0 +1,62 @@
+"""Overheads: host time of serving engines as explicit terms, fitted on dense models only, stamped with versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from moesim.calibrate.serving.rows import ServingRow
+from moesim.spec.base import Source, Spec
+from moesim.units import Seconds
+
+__all__ = ["Overhead", "OverheadRule", "OverheadTable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Seconds that the device waits for, or the client waits for, beside kernels.
+
+    Attributes
+    ----------
+    step_s : per engine step: scheduler, input preparation, launch of the graph, sampling's host part
+    sequence_s : per sampled sequence and step: bookkeeping, detokenisation where it is in line
+    request_s : per request, seen by the client in TTFT alone: HTTP, queues between processes
+    token_s : per prompt token, seen in TTFT alone: tokenisation
+    """
+
+    step_s: float = 0.0
+    sequence_s: float = 0.0
+    request_s: float = 0.0
+    token_s: float = 0.0
+
+
+class OverheadRule(Spec):
+    """The terms of one engine."""
+
+    backend: Literal["vllm", "sglang", "trtllm"]
+    client: Literal["inferencemax", "aiperf"] | None = None
+    step: Seconds
+    sequence: Seconds
+    request: Seconds = 0.0
+    token: Seconds = 0.0
+    versions: tuple[str, ...] = ()
+    """Engine versions that the terms were fitted on; others are warned about."""
+    rows: int = Field(ge=0)
+    """Dense runs that the terms were fitted on."""
+    source: Source
+
+
+class OverheadTable(Spec):
+    """Terms by engine; an engine without a rule has none."""
+
+    kind: Literal["overheads"]
+    rules: tuple[OverheadRule, ...]
+
+    def of(self, row: ServingRow) -> Overhead:
+        """Return the terms for a run: its backend's, its client's own where there are some."""
+        for rule in self.rules:
+            if rule.backend == row.backend and rule.client in {None, row.client}:
+                return Overhead(rule.step, rule.sequence, rule.request, rule.token)
+        return Overhead()

@@ -1,0 +1,195 @@
+"""Scenario: a measured run as a question to the simulator: model, hardware, engine, precision, traffic."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moesim.calibrate.serving.engines import EngineRules, engine_of, rule_of
+from moesim.calibrate.serving.rows import ServingRow, Shape
+from moesim.calibrate.silicon.tables import systems_folder
+from moesim.errors import DataMissing, SpecError
+from moesim.spec.deployment import Deployment, Parallelism, Pool, PrecisionChoice, Run
+from moesim.spec.huggingface import import_model
+from moesim.spec.model import ModelSpec
+from moesim.spec.routing import RoutingSpec
+from moesim.spec.scenario import ScenarioSpec
+from moesim.spec.topology import Topology, single_node_cluster
+from moesim.spec.traffic import ClosedLoop, Fixed, TrafficSpec, UniformRange
+
+__all__ = ["CHECKPOINTS", "NODES", "Checkpoint", "checkpoint_of", "model_of", "scenario_of", "topology_of"]
+
+NODES: dict[str, str] = {
+    "h100_sxm": "dgx-h100",
+    "h200_sxm": "dgx-h200",
+    "b200_sxm": "dgx-b200",
+    "b300_sxm": "dgx-b300",
+    "gb200": "gb200-nvl72",
+    "gb300": "gb300-nvl72",
+}
+"""Package's name of a system -> node of the catalog."""
+_RANGE = 0.8
+"""Lengths of the InferenceMAX client: uniform in 80-100 % of nominal."""
+_BLACKWELL = ("b200", "b300", "gb200", "gb300")
+
+
+class Checkpoint(NamedTuple):
+    """Weights that ran: the config they come from, and what the run stored or computed otherwise.
+
+    Attributes
+    ----------
+    config : stem of a file in the package's ``model_configs``
+    weights, activations : types where they differ from the config's
+    """
+
+    config: str
+    weights: str | None = None
+    activations: str | None = None
+
+
+CHECKPOINTS: dict[tuple[str, str], Checkpoint] = {
+    ("meta-llama/Meta-Llama-3.1-70B", "fp8"): Checkpoint("nvidia--Llama-3.1-70B-Instruct-FP8"),
+    ("meta-llama/Meta-Llama-3.1-70B", "fp4"): Checkpoint("meta-llama--Meta-Llama-3.1-70B", "nvfp4", "fp4"),
+    ("meta-llama/Meta-Llama-3.1-8B", ""): Checkpoint("meta-llama--Meta-Llama-3.1-8B"),
+    ("meta-llama/Meta-Llama-3.1-8B", "fp8"): Checkpoint("meta-llama--Meta-Llama-3.1-8B", "fp8", "fp8"),
+    ("Qwen/Qwen3-32B", ""): Checkpoint("Qwen--Qwen3-32B"),
+    ("Qwen/Qwen3-32B", "fp8"): Checkpoint("Qwen--Qwen3-32B-FP8-Static-PerTensor"),
+    ("Qwen/Qwen3-32B", "fp4"): Checkpoint("Qwen--Qwen3-32B", "nvfp4", "fp4"),
+    ("Qwen/Qwen3-235B-A22B-FP8", "fp8"): Checkpoint("Qwen--Qwen3-235B-A22B-FP8"),
+    ("Qwen/Qwen3.5-397B-A17B", "bf16"): Checkpoint("Qwen--Qwen3.5-397B-A17B"),
+    ("Qwen/Qwen3.5-397B-A17B", "fp8"): Checkpoint("Qwen--Qwen3.5-397B-A17B", "fp8_block", "fp8"),
+    ("Qwen/Qwen3.5-397B-A17B", "fp4"): Checkpoint("nvidia--Qwen3.5-397B-A17B-NVFP4"),
+    ("deepseek-ai/DeepSeek-R1", "fp8"): Checkpoint("deepseek-ai--DeepSeek-R1"),
+    ("deepseek-ai/DeepSeek-R1", "fp4"): Checkpoint("nvidia--DeepSeek-V3.1-NVFP4"),
+    ("deepseek-ai/DeepSeek-V3.1", "fp4"): Checkpoint("nvidia--DeepSeek-V3.1-NVFP4"),
+    ("moonshotai/Kimi-K2.5", "int4"): Checkpoint("moonshotai--Kimi-K2.5"),
+    ("moonshotai/Kimi-K2.5", "fp4"): Checkpoint("nvidia--Kimi-K2.5-NVFP4"),
+    ("MiniMaxAI/MiniMax-M2.5", "fp8"): Checkpoint("MiniMaxAI--MiniMax-M2.5"),
+    ("MiniMaxAI/MiniMax-M2.5", "fp4"): Checkpoint("nvidia--MiniMax-M2.5-NVFP4"),
+    ("openai/gpt-oss-120b", "fp4"): Checkpoint("openai--gpt-oss-120b"),
+    ("openai/gpt-oss-120b", "fp8"): Checkpoint("openai--gpt-oss-120b"),
+    ("zai-org/GLM-5", "fp8"): Checkpoint("zai-org--GLM-5-FP8"),
+    ("zai-org/GLM-5", "fp4"): Checkpoint("nvidia--GLM-5-NVFP4"),
+}
+"""(network, precision of the run) -> weights (repair R5). NVFP4 copies of DeepSeek-R1 have V3.1's config."""
+
+
+def checkpoint_of(row: ServingRow) -> Checkpoint:
+    """Return the weights that a run used.
+
+    Raises
+    ------
+    SpecError : the network and precision are not known
+    """
+    found = CHECKPOINTS.get((row.model, row.precision))
+    if found is None:
+        raise SpecError(f"{row.id}: no checkpoint of {row.model} in precision {row.precision or 'not stated'!r}")
+    if (row.model, row.precision, row.gemm) == ("meta-llama/Meta-Llama-3.1-8B", "fp8", "fp8_block"):
+        return found._replace(weights="fp8_block")  # the gap analysis says which fp8; no checkpoint does
+    if row.model == "openai/gpt-oss-120b" and row.system.startswith(_BLACKWELL):
+        return found._replace(activations="fp8")  # R6
+    return found
+
+
+@cache
+def model_of(config: str) -> ModelSpec:
+    """Return a network from the package's own ``config.json``, imported as a user would.
+
+    Raises
+    ------
+    DataMissing : the package has no such config
+    SpecError : the importer refuses it
+    """
+    path = Path(systems_folder()).parent / "model_configs" / f"{config}_config.json"
+    if not path.is_file():
+        raise DataMissing(f"the installed extra has no config {config}")
+    return import_model(path)[0]
+
+
+@cache
+def topology_of(system: str) -> Topology:
+    """Return one node of a system.
+
+    Raises
+    ------
+    SpecError : a system without a node in the catalog
+    """
+    if system not in NODES:
+        raise SpecError(f"{system}: no node of the catalog stands for it, known: {', '.join(NODES)}")
+    return single_node_cluster(NODES[system])
+
+
+def scenario_of(
+    row: ServingRow,
+    *,
+    seed: int = 0,
+    routing: RoutingSpec | None = None,
+    rules: EngineRules | None = None,
+) -> ScenarioSpec:
+    """Return a measured run as a scenario.
+
+    Closed loop: all slots are filled at time 0 (the client waits for its warm-up to finish before it starts), and
+    ten requests per slot are measured, all of them. Lengths are uniform in 80-100 % of nominal for InferenceMAX,
+    fixed for the other client.
+
+    Raises
+    ------
+    SpecError : the run is left out, its checkpoint or system is not known, or its parts do not fit
+    DataMissing : the extra is not installed
+    """
+    if row.left_out:
+        raise SpecError(f"{row.id}: {row.left_out}")
+    chosen = checkpoint_of(row)
+    rule = rule_of(row, rules, row.shape or row.decode)
+    topology = topology_of(row.system)
+    precision = {"weights": chosen.weights, "activations": chosen.activations, "kv_cache": rule.kv_cache}
+    return ScenarioSpec(
+        kind="scenario",
+        name="serving-row",
+        cluster=topology.cluster,
+        node=topology.node,
+        device=topology.device,
+        model=model_of(chosen.config),
+        traffic=_traffic(row, rule.requests_per_slot),
+        routing=routing if not row.dense else None,
+        deployment=Deployment(
+            **_pools(row, rules),
+            precision=PrecisionChoice(**{key: value for key, value in precision.items() if value}),
+        ),
+        run=Run(seed=seed, timeline_points=2),
+    )
+
+
+def _traffic(row: ServingRow, per_slot: int) -> TrafficSpec:
+    lengths: Any = Fixed(input=row.isl, output=row.osl)
+    if row.client == "inferencemax":
+        lengths = UniformRange(input=row.isl, output=row.osl, range_ratio=_RANGE)
+    return TrafficSpec(
+        kind="traffic",
+        name="serving-row",
+        arrivals=ClosedLoop(concurrency=row.concurrency, requests_per_slot=per_slot),
+        lengths=lengths,
+    )
+
+
+def _pools(row: ServingRow, rules: EngineRules | None) -> dict[str, Pool]:
+    if row.shape is not None:
+        return {"serve": _pool(row, row.shape, row.concurrency, 1, rules)}
+    pools = {}
+    for name, shape in (("prefill", row.prefill), ("decode", row.decode)):
+        assert shape is not None  # rows without are left out
+        share = -(-row.concurrency // shape.replicas)
+        pools[name] = _pool(row, shape, share, shape.replicas, rules)
+    return pools
+
+
+def _pool(
+    row: ServingRow, shape: Shape, concurrency: int, replicas: int, rules: EngineRules | None
+) -> Pool:
+    rule = rule_of(row, rules, shape)
+    return Pool(
+        replicas=replicas,
+        parallelism=Parallelism(tp=shape.tp, pp=shape.pp, dp=shape.dp, ep=shape.ep),
+        engine=engine_of(row, rule, shape, concurrency),
+    )
