@@ -138,9 +138,22 @@ def print_table(
 
 @contextmanager
 def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[float, str], None] | None]:
-    """Yield ``update(share, note)`` that moves a bar on stderr, or None when nobody is looking."""
-    if quiet or not sys.stderr.isatty():
+    """Yield ``update(share, note)`` that moves a bar on stderr; off a terminal only its first note is printed.
+
+    The first note is what the wait is for (compiling, say); with ``quiet`` nothing is printed.
+    """
+    if quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        told: list[str] = []
+
+        def tell(share: float, about: str) -> None:
+            if share == 0 and about and not told:
+                told.append(about)
+                note(about)
+
+        yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
