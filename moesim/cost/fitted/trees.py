@@ -1,0 +1,83 @@
+"""Trees: a forest of symmetric trees as plain arrays, and its evaluation with numpy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesim.cost.pricing import FloatArray
+
+__all__ = ["Forest", "bins_of"]
+
+_CHUNK = 16384
+"""Rows at a time: the working set stays in a core's cache."""
+
+
+def bins_of(
+    matrix: npt.NDArray[np.float32], borders: Sequence[npt.NDArray[np.float32]]
+) -> npt.NDArray[np.uint8]:
+    """Return [feature, row]: how many borders of the feature lie below the value."""
+    rows = [
+        np.searchsorted(cuts, column, side="left") for cuts, column in zip(borders, matrix, strict=True)
+    ]
+    return np.stack(rows).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forest:
+    """Trees that ask, at each depth, one question of every row: is the feature's bin above a border?
+
+    Attributes
+    ----------
+    feature, border : [tree, depth] uint8
+    leaves : [tree, 2 ** depth] int8; the bit of depth d is 2 ** d
+    scale : [tree] float32, what one step of a leaf is worth
+    """
+
+    feature: npt.NDArray[np.uint8]
+    border: npt.NDArray[np.uint8]
+    leaves: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+
+    @classmethod
+    def quantised(
+        cls,
+        feature: npt.NDArray[np.uint8],
+        border: npt.NDArray[np.uint8],
+        leaves: npt.NDArray[np.float32],
+    ) -> Forest:
+        """Return the forest with leaves rounded to 255 levels of each tree's own range."""
+        scale = np.abs(leaves).max(axis=1, initial=0.0).astype(np.float32) / np.float32(127)
+        safe = np.where(scale > 0, scale, np.float32(1))
+        return cls(feature, border, np.rint(leaves / safe[:, None]).astype(np.int8), scale)
+
+    def answer(self, binned: npt.NDArray[np.uint8]) -> FloatArray:
+        """Return the sum over trees for each row.
+
+        Parameters
+        ----------
+        binned : [feature, row] from ``bins_of``
+        """
+        rows = binned.shape[1]
+        total = np.zeros(rows, dtype=np.float32)
+        worth = self.leaves.astype(np.float32) * self.scale[:, None]
+        for start in range(0, rows, _CHUNK):
+            stop = min(start + _CHUNK, rows)
+            part = np.ascontiguousarray(binned[:, start:stop])
+            where, bit = np.empty(stop - start, np.uint8), np.empty(stop - start, np.bool_)
+            found = np.empty(stop - start, np.float32)
+            for feature, border, values in zip(self.feature.tolist(), self.border.tolist(), worth, strict=True):
+                where[:] = 0
+                for depth in range(len(feature) - 1, -1, -1):
+                    np.greater(part[feature[depth]], border[depth], out=bit)
+                    where += where
+                    where |= bit.view(np.uint8)
+                np.take(values, where, out=found)
+                total[start:stop] += found
+        return total.astype(np.float64)
