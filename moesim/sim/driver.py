@@ -73,6 +73,8 @@ class Driver:
         self._stalled: dict[str, list[tuple[int, float]]] = {name: [] for name in pools}
         self._moving: dict[int, float] = {}
         self._leaving = 0
+        self._opened = self.env.event()
+        self._transfers: dict[int, simpy.Process] = {}
         self._broken: Counter[tuple[str, int]] = Counter()
         self._slow: dict[tuple[str, int], list[float]] = {}
         self.transfer_s = np.zeros(len(requests))
@@ -245,24 +247,35 @@ class Driver:
                 self._send_next(now)
 
     def _hand_over(self, name: str, request: int, now: float) -> Event:
-        """Move the KV cache of a prefilled request to the decode pool."""
+        """Move the KV cache of a prefilled request to the decode pool; again, when the receiver fails meanwhile."""
         assert self.path is not None
+        if request not in self._moving:
+            return  # the sender failed at this very moment
         source, target = self.pools[name], self.pools[self.last]
-        attempt = int(self.records["restarts"][request])
-        # nobody serves: the cache waits in line for the first replica
-        receiver = self.routers[self.last].choose(target, request) if target.accepting.any() else 0
-        seconds = self.path.seconds(int(self.records["done"][request]))
-        yield from self._links.move(int(self.records["replica"][request]), receiver, seconds)
-        if int(self.records["restarts"][request]) != attempt:
-            return  # the sender failed meanwhile, the request started again
+        process = self.env.active_process
+        assert process is not None
+        self._transfers[request] = process
+        sender, seconds = (
+            int(self.records["replica"][request]),
+            self.path.seconds(int(self.records["done"][request])),
+        )
+        try:
+            while True:
+                while not target.accepting.any():
+                    yield self._opened
+                receiver = self.routers[self.last].choose(target, request)
+                yield from self._links.move(sender, receiver, seconds)
+                if target.state.rep["alive"][receiver]:
+                    break
+        except simpy.Interrupt:
+            return  # the sender failed: the links are free, the request starts again
+        finally:
+            del self._transfers[request]
         arrived = float(self.env.now)
         self._outside(request, arrived)
         self.transfer_s[request] += arrived - now
         source.release(request, arrived)
-        if target.accepting[receiver]:
-            target.enqueue(request, receiver, arrived)
-        else:
-            self._send(self.last, request, arrived)
+        target.enqueue(request, receiver, arrived)
 
     def _outside(self, request: int, now: float) -> None:
         """Book the time a request spent between pools."""
@@ -273,6 +286,13 @@ class Driver:
     # -- replicas ----------------------------------------------------------------------------------------------------
     def _open(self, name: str, replica: int, now: float) -> None:
         self.pools[name].start(replica, now)
+        self._let_in(name, now)
+
+    def _let_in(self, name: str, now: float) -> None:
+        """Send in what waited at the door of a pool that nobody served."""
+        if name == self.last:
+            opened, self._opened = self._opened, self.env.event()
+            opened.succeed()
         waiting, self._stalled[name] = self._stalled[name], []
         for request, since in waiting:
             self._send(name, request, now)
@@ -290,6 +310,8 @@ class Driver:
         self._broken[key] += 1
         for request in pool.stop(fault.replica, now):
             self._outside(request, now)
+            if request in self._transfers:
+                self._transfers[request].interrupt()
             self._send(self.entry, request, now)
         yield self.env.timeout(fault.repair)
         self._broken[key] -= 1
@@ -327,6 +349,7 @@ class Driver:
             for replica in draining[: max(0, wanted - serving)]:
                 pool.accepting[replica] = True
                 serving += 1
+                self._let_in(self.last, now)
             cold = [
                 r
                 for r in np.flatnonzero(rep["alive"] == 0).tolist()

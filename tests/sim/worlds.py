@@ -233,3 +233,44 @@ def _requests(s: Settings, longest: int, count: int, load: float, rng: np.random
         np.cumsum(gaps), inputs, outputs, priority=rng.integers(0, 3, count), session=rng.integers(-1, 4, count),
         **blocks,
     )  # fmt: skip
+
+
+def drive(setups: list[PoolSetup], requests: Requests, policy: str = "round_robin", **how: Any) -> Any:
+    """Run setups (one, or prefill and decode) as the simulator does; returns the driver, its end in ``end``."""
+    from moesim.policies import make_replica_router
+    from moesim.sim.driver import Driver, Plan
+
+    fast = how.pop("fast", True)
+    seed = how.pop("seed", 0)
+    plan = {k: how.pop(k) for k in ("faults", "stragglers", "autoscaling", "horizon_s") if k in how}
+    records, blocks = request_records(requests), block_records(requests)
+    pools = {s.name: Pool(s, requests, records, blocks, fast=fast, seed=seed) for s in setups}
+    routers = {
+        s.name: make_replica_router(policy, np.random.default_rng([seed, k])) for k, s in enumerate(setups)
+    }
+    driver = Driver(pools, requests, routers, Plan(**plan), **how)
+    driver.end = driver.run()
+    return driver
+
+
+def books_close(driver: Any) -> None:
+    """Check the laws that need no tables: Little, tokens, blocks, busy time, order of events."""
+    rec, n = driver.records, driver.sent
+    kept = rec[:n][rec["status"][:n] != 5]
+    leave = np.where(np.isnan(kept["finish"]), driver.end, kept["finish"])
+    area = sum(float(p.state.rep["area"].sum()) for p in driver.pools.values()) + driver.outside_s
+    np.testing.assert_allclose(area, (leave - kept["arrival"]).sum(), rtol=1e-9, atol=1e-9)
+    made = sum(int(p.state.rep["decode_tokens"].sum()) for p in driver.pools.values())
+    assert made == rec["generated"].sum()
+    gaps = sum(int(p.state.hist[3].sum()) for p in driver.pools.values())
+    assert gaps == np.maximum(rec["generated"].astype(int) - 1, 0).sum()
+    times = np.stack([rec[name][:n] for name in ("arrival", "scheduled", "first", "finish")])
+    assert not (np.diff(times, axis=0) < 0).any()
+    for pool in driver.pools.values():
+        assert (pool.state.rep["busy"] <= pool.alive_s * (1 + 1e-9) + 1e-12).all()
+        assert (pool.alive_s >= 0).all()
+        assert (pool.alive_s <= driver.end * (1 + 1e-9)).all()
+        if not np.isnan(kept["finish"]).any():
+            assert (pool.state.lane["free"] + pool.state.lane["idle"] * pool.state.cfg["hash_blocks"]).tolist() == (
+                pool.state.lane["total"].tolist()
+            )
