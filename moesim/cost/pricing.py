@@ -19,9 +19,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AttentionTerm", "FloatArray", "OpInfo", "StepPricing"]
+__all__ = ["GRID", "AttentionTerm", "FloatArray", "OpInfo", "StepPricing"]
 
 FloatArray = npt.NDArray[np.float64]
+
+GRID = (16, 22)
+"""Nodes of the attention grids: up to 32,768 queries and 2 million keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,9 @@ class AttentionTerm:
         n, P = q)
     *_s : seconds per unit, all layers of this kind, one device. ``prefill_token_s`` is negative where K must
         not count the chunk's own keys (an op of the lane has made them): K * a - q * a, never below zero
+    decode_grid : seconds over the bound above, of shape ``GRID``, at [2**i sequences, 2**j keys per sequence];
+        linear between powers of two in their logarithm, flat beyond the edges. None: the bound itself
+    prefill_grid : the same at [2**i prefill tokens, 2**j attended keys per token]
     """
 
     name: str
@@ -72,6 +78,8 @@ class AttentionTerm:
     prefill_kv_s: float
     prefill_token_s: float
     source: Literal["bound", "fitted", "measured"] = "bound"
+    decode_grid: FloatArray | None = None
+    prefill_grid: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

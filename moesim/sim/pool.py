@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moesim.cost.pricing import AttentionTerm, StepPricing
+from moesim.cost.pricing import GRID, AttentionTerm, StepPricing
 from moesim.errors import SpecError
 from moesim.sim.kernel import (
     PoolState,
@@ -82,10 +82,20 @@ def request_records(requests: Requests) -> npt.NDArray[Any]:
 def _attention_rows(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
     rows = [
         (t.window, t.launch_s, t.decode_flop_s, t.decode_kv_s, t.decode_seq_s,
-         t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s)
+         t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s,
+         float(t.decode_grid is not None), float(t.prefill_grid is not None))
         for t in terms
     ]  # fmt: skip
-    return np.array(rows, dtype=np.float64).reshape(len(terms), 8)
+    return np.array(rows, dtype=np.float64).reshape(len(terms), 10)
+
+
+def _slack_grids(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
+    grids = np.ones((len(terms), 2, *GRID))
+    for term, pair in zip(terms, grids, strict=True):
+        for row, grid in zip(pair, (term.decode_grid, term.prefill_grid), strict=True):
+            if grid is not None:
+                row[:] = grid
+    return grids
 
 
 class Pool:
@@ -123,6 +133,7 @@ class Pool:
             table=_table(pricing),
             hist=np.zeros((4, max(layout.ITL_BINS, _longest(pricing))), dtype=np.int64),
             attn=_attention_rows(pricing.attention),
+            slack=_slack_grids(pricing.attention),
             spent=np.zeros((setup.replicas, len(pricing.attention), 2)),
             stage=np.vstack([np.zeros((setup.replicas, setup.stages)), pricing.stage_share]),
             scratch=np.zeros((pricing.lanes, len(pricing.attention), 4)),

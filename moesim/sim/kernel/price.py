@@ -3,11 +3,26 @@
 
 from __future__ import annotations
 
+import math
+
 import numba as nb
 
 __all__ = ["commit_step", "decode_seconds", "lane_seconds", "step_seconds"]
 
 _WINDOW, _LAUNCH, _DECODE_FLOP, _DECODE_KV, _DECODE_SEQ, _PREFILL_FLOP, _PREFILL_KV, _PREFILL_TOKEN = range(8)
+_DECODE_GRID, _PREFILL_GRID = 8, 9
+
+
+@nb.njit(cache=True)
+def _slack(grid, count, keys):
+    """Seconds over bound at ``count`` queries with ``keys`` keys each: linear between powers of two, flat outside."""
+    x = min(max(math.log2(max(count, 1.0)), 0.0), grid.shape[0] - 1.0)
+    y = min(max(math.log2(max(keys, 1.0)), 0.0), grid.shape[1] - 1.0)
+    i, j = min(int(x), grid.shape[0] - 2), min(int(y), grid.shape[1] - 2)
+    u, v = x - i, y - j
+    low = grid[i, j] * (1.0 - v) + grid[i, j + 1] * v
+    high = grid[i + 1, j] * (1.0 - v) + grid[i + 1, j + 1] * v
+    return low * (1.0 - u) + high * u
 
 
 @nb.njit(cache=True)
@@ -18,7 +33,10 @@ def decode_seconds(p, term, keys, sequences, queries):
     a = p.attn[term]
     flop = keys * queries * a[_DECODE_FLOP]
     data = keys * a[_DECODE_KV] + sequences * queries * a[_DECODE_SEQ]
-    return a[_LAUNCH] + max(flop, data)
+    bound = a[_LAUNCH] + max(flop, data)
+    if a[_DECODE_GRID] > 0:
+        return bound * _slack(p.slack[term, 0], float(sequences), keys / sequences)
+    return bound
 
 
 @nb.njit(cache=True)
@@ -26,7 +44,10 @@ def _prefill_seconds(p, term, pairs, keys, tokens):
     if tokens == 0:
         return 0.0
     a = p.attn[term]
-    return a[_LAUNCH] + max(pairs * a[_PREFILL_FLOP], keys * a[_PREFILL_KV] + tokens * a[_PREFILL_TOKEN])
+    bound = a[_LAUNCH] + max(pairs * a[_PREFILL_FLOP], keys * a[_PREFILL_KV] + tokens * a[_PREFILL_TOKEN])
+    if a[_PREFILL_GRID] > 0:
+        return bound * _slack(p.slack[term, 1], float(tokens), pairs / tokens)
+    return bound
 
 
 @nb.njit(cache=True)

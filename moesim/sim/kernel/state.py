@@ -105,7 +105,8 @@ class PoolState(NamedTuple):
     hist: (
         Any  # i8 [4, longest]: steps by 0 lane tokens, 1 group tokens, 2 sampled rows; 3 gaps between tokens
     )
-    attn: Any  # f8 [terms, 8]: window, launch, decode flop/kv/seq, prefill flop/kv/token
+    attn: Any  # f8 [terms, 10]: window, launch, decode flop/kv/seq, prefill flop/kv/token; has a grid: decode, prefill
+    slack: Any  # f8 [terms, 2, GRID]: seconds over bound of decode and prefill
     spent: Any  # f8 [R, terms, 2]: attention seconds so far, decode and prefill
     stage: Any  # f8 [R + 1, stages]: when each stage is free; the last row is the stage's share of a step
     scratch: Any  # f8 [D, terms, 4]: decode and prefill seconds of the step being priced; keys of a run, and growth
