@@ -19,7 +19,13 @@ COMMANDS = [
 
 def _run(arguments, folder):
     return subprocess.run(
-        arguments, cwd=folder, capture_output=True, text=True, timeout=300, check=False, shell=isinstance(arguments, str)
+        arguments,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        shell=isinstance(arguments, str),
     )
 
 

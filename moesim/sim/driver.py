@@ -86,6 +86,9 @@ class Driver:
         """Run to the horizon, or until every request has left or can never leave; returns the end in seconds."""
         fed = self._can_feed()
         self._prepare(fed)
+        while self.env.peek() <= 0.0:  # what holds from the start holds for the first step
+            self.env.step()
+            self.events += 1
         while True:
             until = min(self.env.peek(), self.plan.horizon_s)
             if fed and self.sent < len(self.requests):

@@ -164,7 +164,7 @@ class Straggler(Spec):
 
 
 class Autoscaling(Spec):
-    """Replicas follow the queue: ``queue`` adds above ``high`` waiting requests per replica, drops one below ``low``."""
+    """Replicas follow the queue: more above ``high`` waiting requests on each, one less below ``low``."""
 
     policy: Literal["queue"] = "queue"
     min_replicas: PositiveInt = 1
