@@ -278,7 +278,9 @@ class Lane:
 
     def seconds(self, prices):
         decodes = [(r, self.batch[r.number]) for r in self.running if r.number in self.batch and r.decodes()]
-        chunks = [(r, self.batch[r.number]) for r in self.running if r.number in self.batch and not r.decodes()]
+        chunks = [
+            (r, self.batch[r.number]) for r in self.running if r.number in self.batch and not r.decodes()
+        ]
         rows = sum(n for _, n in decodes) + sum(1 for r, n in chunks if n == r.left())
         total = prices.lane[self.tokens()] + prices.head[rows]
         for term in prices.terms:

@@ -27,7 +27,9 @@ class Blocks(RuleBasedStateMachine):
         keys, offset = [], [0]
         for r in range(REQUESTS):
             story, shared = rng.integers(2), rng.integers(0, 7)
-            keys += [j * 2 + story if j < shared else 10**6 + 100 * r + j for j in range(-(-inputs[r] // size))]
+            keys += [
+                j * 2 + story if j < shared else 10**6 + 100 * r + j for j in range(-(-inputs[r] // size))
+            ]
             offset.append(len(keys))
         self.requests = make_requests(
             np.zeros(REQUESTS), inputs, np.ones(REQUESTS, dtype=int), block_offset=np.array(offset),

@@ -59,14 +59,18 @@ def test_a_single_token_never_crosses():
 def test_transfers_of_one_sender_wait_for_each_other():
     requests = make_requests(np.zeros(4), np.full(4, 100), np.full(4, 3))
     driver = drive(pair(decode=4), requests, path=path())
-    assert sorted(driver.transfer_s) == pytest.approx([k * float(seconds(100)) for k in (1, 2, 3, 4)], rel=1e-9)
+    assert sorted(driver.transfer_s) == pytest.approx(
+        [k * float(seconds(100)) for k in (1, 2, 3, 4)], rel=1e-9
+    )
     books_close(driver)
 
 
 def test_transfers_to_one_receiver_wait_for_each_other():
     requests = make_requests(np.zeros(4), np.full(4, 100), np.full(4, 3))
     driver = drive(pair(prefill=4), requests, path=path())
-    assert sorted(driver.transfer_s) == pytest.approx([k * float(seconds(100)) for k in (1, 2, 3, 4)], rel=1e-9)
+    assert sorted(driver.transfer_s) == pytest.approx(
+        [k * float(seconds(100)) for k in (1, 2, 3, 4)], rel=1e-9
+    )
 
 
 def test_separate_links_do_not_wait():
@@ -106,7 +110,11 @@ def crowd(seed, n=60, rate=60.0, longest=120):
 
 
 @QUICK
-@given(seed=st.integers(0, 10**6), blocks=st.sampled_from([12, 20, 60]), policy=st.sampled_from(["random", "least_tokens"]))
+@given(
+    seed=st.integers(0, 10**6),
+    blocks=st.sampled_from([12, 20, 60]),
+    policy=st.sampled_from(["random", "least_tokens"]),
+)
 def test_short_of_blocks_everything_still_arrives(seed, blocks, policy):
     """Prefilled prompts hold their blocks until they have crossed; decode preempts; nothing is lost or stuck."""
     requests = crowd(seed)
@@ -121,14 +129,19 @@ def test_short_of_blocks_everything_still_arrives(seed, blocks, policy):
 @given(seed=st.integers(0, 10**6))
 def test_fast_path_changes_nothing(seed):
     requests = crowd(seed)
-    a, b = (drive(pair(2, 3, seqs=6, blocks=30), requests, "least_requests", path=path(), fast=f) for f in (True, False))
+    a, b = (
+        drive(pair(2, 3, seqs=6, blocks=30), requests, "least_requests", path=path(), fast=f)
+        for f in (True, False)
+    )
     assert a.records.tobytes() == b.records.tobytes()
     assert a.end == b.end
     for name in a.pools:
         for array in ("rep", "hist", "spent", "timeline"):
             left, right = getattr(a.pools[name].state, array), getattr(b.pools[name].state, array)
             if array == "rep":
-                left, right = (x[[k for k in x.dtype.names if k != "step_last"]].copy() for x in (left, right))
+                left, right = (
+                    x[[k for k in x.dtype.names if k != "step_last"]].copy() for x in (left, right)
+                )
                 assert left.tolist() == right.tolist()
             else:
                 assert left.tobytes() == right.tobytes(), array
@@ -144,7 +157,8 @@ def test_fast_path_changes_nothing(seed):
 )  # fmt: skip
 def test_failures_on_both_sides_lose_nothing(seed, faults):
     made = tuple(
-        Fault.model_construct(pool=pool, replica=replica, at=at, repair=repair) for pool, replica, at, repair in faults
+        Fault.model_construct(pool=pool, replica=replica, at=at, repair=repair)
+        for pool, replica, at, repair in faults
     )
     driver = drive(pair(2, 2, seqs=6, blocks=200), crowd(seed), "least_requests", path=path(), faults=made)
     assert (driver.records["status"] == Status.FINISHED).all()

@@ -42,7 +42,10 @@ def test_fast_path_of_unequal_replicas(world, stop):
 @QUICK
 @given(world=worlds(), fast=st.booleans())
 def test_fed_is_one_by_one(world, fast):
-    same(fed(world.pool(fast=fast), world.requests, world.homes), one_by_one(world.pool(), world.requests, world.homes))
+    same(
+        fed(world.pool(fast=fast), world.requests, world.homes),
+        one_by_one(world.pool(), world.requests, world.homes),
+    )
 
 
 @QUICK
@@ -51,7 +54,9 @@ def test_where_the_advance_is_cut_does_not_matter(world, cuts):
     """Other pools and events cut a pool's advance anywhere; only the clock may notice."""
     requests = world.requests
     cut, whole = world.pool(), one_by_one(world.pool(), requests, world.homes)
-    moments = sorted([(t, 1, r) for r, t in enumerate(requests.arrival_s.tolist())] + [(t, 0, -1) for t in cuts])
+    moments = sorted(
+        [(t, 1, r) for r, t in enumerate(requests.arrival_s.tolist())] + [(t, 0, -1) for t in cuts]
+    )
     before = -1.0
     for at, _, r in moments:
         if r < 0 or at > before:

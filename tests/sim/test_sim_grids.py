@@ -15,10 +15,10 @@ TERM = AttentionTerm("full", 0, 1e-6, 1e-9, 2e-9, 3e-9, 4e-10, 5e-10, 6e-10)
 
 def _seconds(term, inputs, outputs, fast=True):
     """Seconds from first step to last of one request alone."""
+    nothing, rows = np.zeros((1, 65)), np.zeros((1, 9))
     pricing = StepPricing(
-        (), np.zeros((1, 65)), (), np.zeros((1, 65)), (), np.zeros((1, 9)), (term,), np.ones(1), np.zeros(65), 1e-6, 1, 1,
-        0.0, 0.0,
-    )  # fmt: skip
+        (), nothing, (), nothing, (), rows, (term,), np.ones(1), np.zeros(65), 1e-6, 1, 1, 0.0, 0.0
+    )
     requests = make_requests(np.zeros(1), np.array([inputs]), np.array([outputs]))
     setup = PoolSetup("serve", 1, pricing, Engine(max_num_seqs=8, max_num_batched_tokens=64), 1, 1000, 4096)
     records = request_records(requests)

@@ -202,9 +202,18 @@ def _prices(s: Settings, windows: list[int], rng: np.random.Generator) -> Prices
     def rising(n: int, scale: float) -> list[float]:
         return [0.0, *(scale * (1 + rng.random(n - 1)) * np.sqrt(np.arange(1, n))).tolist()]
 
-    names = ("launch", "decode_flop", "decode_kv", "decode_seq", "prefill_flop", "prefill_kv", "prefill_token")
+    names = (
+        "launch",
+        "decode_flop",
+        "decode_kv",
+        "decode_seq",
+        "prefill_flop",
+        "prefill_kv",
+        "prefill_token",
+    )
     terms = [
-        {"window": w} | dict(zip(names, (rng.random(len(names)) * 1e-3).tolist(), strict=True)) for w in windows
+        {"window": w} | dict(zip(names, (rng.random(len(names)) * 1e-3).tolist(), strict=True))
+        for w in windows
     ]
     return Prices(
         overhead=float(rng.random() * 1e-3), lane=rising(s.tokens + 1, 1e-3),
@@ -271,6 +280,6 @@ def books_close(driver: Any) -> None:
         assert (pool.alive_s >= 0).all()
         assert (pool.alive_s <= driver.end * (1 + 1e-9)).all()
         if not np.isnan(kept["finish"]).any():
-            assert (pool.state.lane["free"] + pool.state.lane["idle"] * pool.state.cfg["hash_blocks"]).tolist() == (
-                pool.state.lane["total"].tolist()
-            )
+            assert (
+                pool.state.lane["free"] + pool.state.lane["idle"] * pool.state.cfg["hash_blocks"]
+            ).tolist() == (pool.state.lane["total"].tolist())
