@@ -303,6 +303,9 @@ def _config(setup: PoolSetup, requests: Requests, *, seed: int, fast: bool) -> n
         "acceptance": speculation.acceptance if speculation else 0.0,
         "draft": speculation.draft_tokens if speculation else 0,
         "draft_s": setup.draft_s if speculation else 0.0,
+        "poll_steps": engine.poll_steps,
+        "wait_steps": engine.wait_steps,
+        "wait_tokens": engine.wait_fill * engine.max_num_batched_tokens,
         "max_seqs": engine.max_num_seqs,
         "max_tokens": engine.max_num_batched_tokens,
         "prefill_chunk": min(

@@ -72,6 +72,13 @@ class Engine(Spec):
     """Most prefill tokens of one step, where less than ``max_num_batched_tokens``."""
     prefill_first: bool = False
     """Prefill steps go before decode steps and never mix with them (SGLang's default without mixed chunks)."""
+    poll_steps: PositiveInt = 1
+    """Decode steps between two looks for new requests (SGLang's ``--scheduler-recv-interval``); a prefill step or an
+    idle engine looks at once."""
+    wait_steps: NonNegativeInt = 0
+    """Decode steps that new prompts wait for company at most (TensorRT-LLM's ``batch_wait_timeout_iters``)."""
+    wait_fill: Fraction = 0.0
+    """Share of ``max_num_batched_tokens`` that ends the wait (``batch_wait_max_tokens_ratio``)."""
     block_tokens: PositiveInt = 16
     """Tokens in one KV block."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9

@@ -162,8 +162,9 @@ def _finish_step(p, engine, now):
 
 @nb.njit(cache=True)
 def _steps_until_change(p, engine):
-    """Whole decode steps that can pass before a request ends, a window fills or KV blocks run out."""
-    lanes = p.cfg[0].lanes
+    """Whole decode steps that can pass before a request ends, a window fills, KV blocks run out or a wait is over."""
+    cfg = p.cfg[0]
+    lanes = cfg.lanes
     steps = 2**30
     for k in range(lanes):
         lane = engine * lanes + k
@@ -172,6 +173,10 @@ def _steps_until_change(p, engine):
             continue
         if not state.steady:
             return 0
+        if state.hidden > 0:
+            steps = min(steps, cfg.poll_steps - state.since)
+        if state.waited > 0:
+            steps = min(steps, cfg.wait_steps - state.waited + 1)
         for i in range(state.running):
             r = p.seats[0, lane, i]
             steps = min(steps, p.req[r].output - p.req[r].generated - 1)
@@ -273,6 +278,11 @@ def _run_steps(p, engine, now, limit, most):
     if ran > 0:
         for k in range(lanes):
             lane = first + k
+            # the first of these steps has been counted when it was scheduled
+            if cfg.poll_steps > 1 and p.lane[lane].running > 0:
+                p.lane[lane].since = (p.lane[lane].since + ran - 1) % cfg.poll_steps
+            if p.lane[lane].waited > 0:
+                p.lane[lane].waited += ran - 1
             for i in range(p.lane[lane].running):
                 r = p.seats[0, lane, i]
                 missing = _missing(p, r, p.req[r].done + ran)
@@ -370,6 +380,8 @@ def enqueue(p, r, replica, now):
     else:
         req.replica = replica
     push_back(p, best, r)
+    if cfg.poll_steps > 1:
+        p.lane[best].hidden += 1
     _present(p, replica, 1, now)
     p.rep[replica].tokens += req.input + req.generated
     wake(p, best // cfg.lanes, now)
@@ -421,6 +433,8 @@ def fail_replica(p, replica, now):
         for i in range(p.lane[lane].running):
             _expel(p, replica, lane, p.seats[0, lane, i], now, True)
         p.lane[lane].running = 0
+        p.lane[lane].hidden = 0
+        p.lane[lane].waited = 0
         for cls in range(p.queue.shape[2]):
             while p.queue[0, lane, cls] >= 0:
                 _expel(p, replica, lane, pop_waiting(p, lane, cls), now, True)

@@ -173,7 +173,7 @@ def _continue(p, lane, replica, budget, chunk, decodes, prefills):
 def _admit(p, lane, replica, now, budget, chunk):
     """Admit waiting requests, highest class first, until something is short."""
     cfg = p.cfg[0]
-    while p.lane[lane].running < cfg.max_seqs and budget > 0:
+    while p.lane[lane].running < cfg.max_seqs and budget > 0 and p.lane[lane].waiting > p.lane[lane].hidden:
         cls = 0
         while cls < p.queue.shape[2] and p.queue[0, lane, cls] < 0:
             cls += 1
@@ -235,10 +235,42 @@ def _admit(p, lane, replica, now, budget, chunk):
 
 
 @nb.njit(cache=True)
+def _look(p, lane, prefilled):
+    """Let the lane see who came: every ``poll_steps`` decode steps, after a prefill, or when it has nothing to do."""
+    state, cfg = p.lane[lane], p.cfg[0]
+    state.since += 1
+    if state.running == 0 or prefilled or state.since >= cfg.poll_steps:
+        state.hidden = 0
+        state.since = 0
+
+
+@nb.njit(cache=True)
+def _holds_back(p, lane):
+    """Say whether new prompts still wait for company, and count the step they wait."""
+    state, cfg = p.lane[lane], p.cfg[0]
+    if cfg.wait_steps == 0 or state.decodes == 0 or state.waiting == 0 or state.waited >= cfg.wait_steps:
+        state.waited = 0
+        return False
+    tokens = state.tokens
+    for cls in range(p.queue.shape[2]):
+        r = p.queue[0, lane, cls]
+        while r >= 0 and tokens < cfg.wait_tokens:
+            tokens += p.req[r].input + p.req[r].generated - p.req[r].done
+            r = p.req[r].next
+    if tokens >= cfg.wait_tokens:
+        state.waited = 0
+        return False
+    state.waited += 1
+    return True
+
+
+@nb.njit(cache=True)
 def schedule_lane(p, lane, replica, now):
     """Fill the lane's batch for a step that starts at ``now``; ``tokens`` is 0 when there is nothing to do."""
     cfg = p.cfg[0]
     state = p.lane[lane]
+    if cfg.poll_steps > 1:
+        _look(p, lane, state.prefills > 0)
     state.tokens = 0
     state.rows = 0
     state.decodes = 0
@@ -258,7 +290,7 @@ def schedule_lane(p, lane, replica, now):
             preempted = preempted or again
     else:
         budget, chunk, preempted = _continue(p, lane, replica, budget, chunk, True, True)
-        if not preempted:
+        if not preempted and not _holds_back(p, lane):
             _admit(p, lane, replica, now, budget, chunk)
     # a pure decode batch with nobody preempted or swapped in repeats until something changes
     if (

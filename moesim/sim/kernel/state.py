@@ -56,7 +56,7 @@ LANE = np.dtype(
     [
         ("free", "i8"), ("idle", "i8"), ("total", "i8"), ("waiting", "i4"), ("running", "i4"),
         ("lru_head", "i4"), ("lru_tail", "i4"), ("tokens", "i4"), ("rows", "i4"), ("decodes", "i4"),
-        ("prefills", "i4"), ("steady", "i4"), ("swap_blocks", "i4"),
+        ("prefills", "i4"), ("steady", "i4"), ("swap_blocks", "i4"), ("hidden", "i4"), ("since", "i4"), ("waited", "i4"),
     ],
     align=True,
 )  # fmt: skip
@@ -75,6 +75,7 @@ REPLICA = np.dtype(
 CONFIG = np.dtype(
     [
         ("overhead_s", "f8"), ("swap_s_per_block", "f8"), ("watermark", "f8"), ("acceptance", "f8"), ("draft_s", "f8"),
+        ("wait_tokens", "f8"), ("poll_steps", "i8"), ("wait_steps", "i8"),
         ("max_seqs", "i8"), ("max_tokens", "i8"), ("prefill_chunk", "i8"), ("block", "i8"), ("hash_blocks", "i8"),
         ("max_len", "i8"), ("seed", "u8"), ("draft", "i4"), ("chunked", "i4"), ("prefill_first", "i4"),
         ("prefix", "i4"), ("swap", "i4"), ("priority", "i4"), ("admission", "i4"), ("stop_first", "i4"),
