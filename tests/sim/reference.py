@@ -14,6 +14,7 @@ or wrong in the same way. Rules:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 MASK = (1 << 64) - 1
@@ -293,7 +294,8 @@ class Lane:
                 queries = 1 + self.s.drafts
                 flop = keys * queries * term["decode_flop"]
                 data = keys * term["decode_kv"] + len(decodes) * queries * term["decode_seq"]
-                total += term["launch"] + max(flop, data)
+                over = between(term.get("decode_grid"), len(decodes), keys / len(decodes))
+                total += over * (term["launch"] + max(flop, data))
             if chunks:
                 pairs, keys, fresh = 0, 0, 0
                 for r, n in chunks:
@@ -307,7 +309,8 @@ class Lane:
                     keys += min(r.done + n, window + n - 1) if window else r.done + n
                 flop = pairs * term["prefill_flop"]
                 data = keys * term["prefill_kv"] + fresh * term["prefill_token"]
-                total += term["launch"] + max(flop, data)
+                over = between(term.get("prefill_grid"), fresh, pairs / fresh)
+                total += over * (term["launch"] + max(flop, data))
         return total, bool(decodes)
 
     def end_step(self, replica, now, accepted):
@@ -337,6 +340,24 @@ class Lane:
                 r.status, r.finish = "finished", now
                 self.running.remove(r)
                 self.give_back(r)
+
+
+def between(grid, count, keys):
+    """Bilinear in the logarithms of count and keys between the powers of two of the grid, flat outside."""
+    if grid is None:
+        return 1.0
+
+    def place(value, nodes):
+        exponent = min(max(math.log(max(value, 1.0), 2), 0.0), nodes - 1.0)
+        left = min(math.floor(exponent), nodes - 2)
+        return left, exponent - left
+
+    (i, u), (j, v) = place(count, len(grid)), place(keys, len(grid[0]))
+    corners = [
+        (grid[i][j], (1 - u) * (1 - v)), (grid[i][j + 1], (1 - u) * v),
+        (grid[i + 1][j], u * (1 - v)), (grid[i + 1][j + 1], u * v),
+    ]  # fmt: skip
+    return sum(value * weight for value, weight in corners)
 
 
 def mix(x):

@@ -47,7 +47,7 @@ def scaling(low=0.5, high=4.0, **how):
     return {"autoscaling": rule, "scaler": make_scaler("queue", low, high)}
 
 
-# -- failures ------------------------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------
 @QUICK
 @given(
     seed=st.integers(0, 10**6),
@@ -137,7 +137,7 @@ def test_a_failed_cache_is_cold():
     assert driver.pools["serve"].state.rep["cached_tokens"][0] == 32
 
 
-# -- stragglers ----------------------------------------------------------------------------------------------------------
+# -- stragglers ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_straggler_slows_the_steps_that_start_in_its_time(fast):
     requests = make_requests(np.zeros(2), np.array([10, 10]), np.array([300, 300]))
@@ -164,7 +164,7 @@ def test_stragglers_multiply():
     assert driver.records["finish"][0] == pytest.approx(10 * STEP * 6)
 
 
-# -- scaling -------------------------------------------------------------------------------------------------------------
+# -- scaling ---------------------------------------------------------------------------------------
 class Spy:
     def __init__(self, inner):
         self.inner, self.seen = inner, []
@@ -232,7 +232,7 @@ def test_a_replica_that_fails_while_starting_is_started_again():
     books_close(driver)
 
 
-# -- horizon -------------------------------------------------------------------------------------------------------------
+# -- horizon ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("policy", ["round_robin", "least_requests"])
 def test_a_horizon_cuts_the_run_and_changes_nothing_before_it(policy):
     requests = crowd(3)
@@ -252,7 +252,7 @@ def test_a_horizon_that_is_not_reached_does_not_stretch_the_run():
     assert drive(serve(2), requests, horizon_s=1e6).end == drive(serve(2), requests).end < 100
 
 
-# -- closed loop ---------------------------------------------------------------------------------------------------------
+# -- closed loop -----------------------------------------------------------------------------------
 @QUICK
 @given(seed=st.integers(0, 10**6), concurrency=st.integers(1, 12), max_len=st.sampled_from([10**6, 120]))
 def test_closed_loop_refills_every_slot_at_once(seed, concurrency, max_len):
@@ -274,7 +274,7 @@ def test_closed_loop_of_one_is_sequential():
     assert driver.records["finish"] == pytest.approx(np.cumsum([4, 5, 6]) * STEP)
 
 
-# -- rejection -----------------------------------------------------------------------------------------------------------
+# -- rejection -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("engine", "made", "input_tokens", "output", "status"),
     [
@@ -296,7 +296,7 @@ def test_only_what_can_never_fit_is_rejected(engine, made, input_tokens, output,
     books_close(driver)
 
 
-# -- pipelines -----------------------------------------------------------------------------------------------------------
+# -- pipelines -------------------------------------------------------------------------------------
 def test_one_request_passes_all_stages():
     requests = make_requests(np.zeros(1), np.array([10]), np.array([7]))
     driver = drive(serve(stages=4, hop=0.001), requests)
@@ -325,7 +325,7 @@ def test_a_stage_works_on_one_batch_at_a_time():
     assert sorted(driver.records["finish"]) == pytest.approx([STEP, 1.5 * STEP, 2 * STEP])
 
 
-# -- drafts --------------------------------------------------------------------------------------------------------------
+# -- drafts ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("drafts", "chance"), [(1, 0.85), (3, 0.6), (4, 0.9), (2, 0.0), (2, 1.0)])
 def test_tokens_per_step_of_drafting(drafts, chance):
     """A step yields (1 - a^(k+1)) / (1 - a) tokens on average (Leviathan, Kalman, Matias 2023, eq. 1)."""

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from reference import Prices, Request, Settings
 
-from moesim.cost.pricing import AttentionTerm, OpInfo, StepPricing
+from moesim.cost.pricing import GRID, AttentionTerm, OpInfo, StepPricing
 from moesim.sim.pool import Pool, PoolSetup, block_records, request_records
 from moesim.spec.deployment import Engine, Speculation
 from moesim.traffic.requests import Requests, dense, make_requests
@@ -119,6 +119,8 @@ class World:
             AttentionTerm(
                 f"kind{i}", t["window"], t["launch"], t["decode_flop"], t["decode_kv"], t["decode_seq"],
                 t["prefill_flop"], t["prefill_kv"], t["prefill_token"],
+                decode_grid=None if t["decode_grid"] is None else np.array(t["decode_grid"]),
+                prefill_grid=None if t["prefill_grid"] is None else np.array(t["prefill_grid"]),
             )
             for i, t in enumerate(p.terms)
         )  # fmt: skip
@@ -211,10 +213,12 @@ def _prices(s: Settings, windows: list[int], rng: np.random.Generator) -> Prices
         "prefill_kv",
         "prefill_token",
     )
-    terms = [
-        {"window": w} | dict(zip(names, (rng.random(len(names)) * 1e-3).tolist(), strict=True))
-        for w in windows
-    ]
+    terms = []
+    for window in windows:
+        term = {"window": window} | dict(zip(names, (rng.random(len(names)) * 1e-3).tolist(), strict=True))
+        for grid in ("decode_grid", "prefill_grid"):
+            term[grid] = (1 + rng.random(GRID)).tolist() if rng.random() < 0.5 else None
+        terms.append(term)
     return Prices(
         overhead=float(rng.random() * 1e-3), lane=rising(s.tokens + 1, 1e-3),
         group=rising(s.lanes * s.tokens + 1, 1e-3), head=rising(s.seqs * (1 + s.drafts) + 1, 1e-4), terms=terms,
