@@ -31,7 +31,7 @@ class QueueScaler:
             return max(replicas + 1, math.ceil(waiting / self.high))
         if per_replica < self.low:
             return max(replicas - 1, 1)
-        return replicas
+        return max(replicas, 1)
 
 
 SCALERS = {"queue": QueueScaler}
