@@ -35,6 +35,9 @@ class Settings:
     priority: bool = False
     swap: bool = False
     hash_tokens: int = 0
+    poll: int = 1
+    wait: int = 0
+    wait_tokens: float = 0.0
     lanes: int = 1
     replicas: int = 1
     drafts: int = 0
@@ -103,6 +106,10 @@ class Lane:
         self.users = {}  # hash -> number of requests that use it
         self.idle = []  # hashes nobody uses, least recently used first
         self.queues = {}
+        self.unseen = []  # arrived since the engine last looked
+        self.since = 0
+        self.prefilled = False
+        self.waited = 0
         self.running = []
         self.batch = {}  # request number -> tokens in this step
         self.swapped_blocks = 0
@@ -159,7 +166,7 @@ class Lane:
         return self.queues.setdefault(r.cls if self.s.priority else 0, [])
 
     def waiting(self):
-        return sum(len(q) for q in self.queues.values())
+        return sum(len(q) for q in self.queues.values()) + len(self.unseen)
 
     def head(self):
         for cls in sorted(self.queues):
@@ -217,7 +224,7 @@ class Lane:
                 self.batch[r.number] = n
         return preempted
 
-    def admit(self, replica, now):
+    def admit(self, replica, now):  # noqa: PLR0912 - one decision after the other, as in the text
         while self.head() is not None and len(self.running) < self.s.seqs:
             r = self.head()
             found = self.hit(r)
@@ -257,6 +264,7 @@ class Lane:
             assert self.take(need)
             r.private += need
             self.queue(r).pop(0)
+            self.waited = 0
             if r.swapped:
                 r.swapped = False
                 self.swapped_blocks += -(-done // self.s.block)
@@ -268,8 +276,36 @@ class Lane:
     def schedule(self, replica, now):
         self.batch = {}
         self.swapped_blocks = 0
+        if self.s.poll > 1:
+            self.look()
+        self.batches(replica, now)
+        self.prefilled = self.prefill_tokens() > 0
+
+    def look(self):
+        """See who came: every so many decode steps, after a prefill, or with nothing to do."""
+        self.since += 1
+        if not self.running or self.prefilled or self.since >= self.s.poll:
+            self.since = 0
+            for r in self.unseen:
+                self.queue(r).append(r)
+            self.unseen = []
+
+    def hold(self):
+        """Let new prompts wait for company, so many steps at most after the last admission."""
+        queued = [r for q in self.queues.values() for r in q]
+        decodes = any(r.number in self.batch and r.decodes() for r in self.running)
+        if not self.s.wait or not decodes or not queued:
+            self.waited = 0
+            return False
+        full = self.tokens() + sum(r.left() for r in queued) >= self.s.wait_tokens
+        if self.waited >= self.s.wait or full:
+            return False
+        self.waited += 1
+        return True
+
+    def batches(self, replica, now):
         if not self.s.prefill_first:
-            if not self.proceed(replica, {"decode", "prefill"}):
+            if not self.proceed(replica, {"decode", "prefill"}) and not self.hold():
                 self.admit(replica, now)
             return
         if not self.proceed(replica, {"prefill"}):
@@ -348,7 +384,7 @@ def between(grid, count, keys):
         return 1.0
 
     def place(value, nodes):
-        exponent = min(max(math.log(max(value, 1.0), 2), 0.0), nodes - 1.0)
+        exponent = min(max(math.log2(max(value, 1.0)), 0.0), nodes - 1.0)
         left = min(math.floor(exponent), nodes - 2)
         return left, exponent - left
 
@@ -405,7 +441,7 @@ def _replica(arrivals, number, s, prices):
             r.status = "rejected"
             return
         lane = min(lanes, key=lambda x: x.waiting() + len(x.running))
-        lane.queue(r).append(r)
+        (lane.queue(r) if s.poll == 1 else lane.unseen).append(r)
         r.status = "waiting"
 
     def start(now):

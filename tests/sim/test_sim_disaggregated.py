@@ -176,7 +176,7 @@ def test_a_sender_that_fails_sends_nothing():
     assert rec["restarts"] == 1
     assert rec["replica"] == 1
     assert rec["first"] == pytest.approx(STEP)  # the first token was out already
-    # the links are free at once; computed again with the token made before, it crosses with 901 tokens, two more to make
+    # the links are free at once; computed again with its first token, it crosses with 901 tokens, two more to make
     again = STEP + crossing / 2 + STEP
     assert rec["finish"] == pytest.approx(again + float(seconds(901)) + 2 * STEP, rel=1e-9)
     books_close(driver)

@@ -84,7 +84,7 @@ def test_a_failure_restarts_what_was_there_and_nothing_else():
 
 
 def test_an_exact_restart():
-    """Ten tokens made, then lost with the cache: 30 + 10 tokens are computed again in one step, on the other replica."""
+    """Ten tokens made, then lost with the cache: 30 + 10 tokens are computed again in one step elsewhere."""
     requests = make_requests(np.zeros(1), np.array([30]), np.array([20]))
     at = 10 * STEP + STEP / 2
     driver = drive(serve(2), requests, faults=(fault(0, at, 9.0),))

@@ -111,6 +111,9 @@ class World:
             prefill_chunk=s.chunk, prefill_first=s.prefill_first, block_tokens=s.block, watermark=s.watermark,
             prefix_caching=s.hash_tokens > 0, preemption="swap" if s.swap else "recompute",
             scheduling="priority" if s.priority else "fcfs",
+            poll_steps=s.poll,
+            wait_steps=s.wait,
+            wait_fill=s.wait_tokens / s.tokens,
         )  # fmt: skip
 
     def pool(self, **how: Any) -> Pool:
@@ -187,6 +190,12 @@ def worlds(draw: st.DrawFn, **fixed: Any) -> World:
         slow=[draw(st.sampled_from([1.0, 1.7])) for _ in range(replicas)],
         seed=draw(st.integers(0, 3)),
     )
+    patience = draw(st.sampled_from(["", "", "poll", "wait"]))
+    if patience == "poll":  # SGLang's, which has no classes here
+        settings = replace(settings, poll=draw(st.integers(2, 6)), priority=False)
+    if patience == "wait":
+        fill = draw(st.sampled_from([0.25, 0.5, 1.0]))
+        settings = replace(settings, wait=draw(st.integers(1, 6)), wait_tokens=fill * tokens)
     settings = replace(settings, **fixed)
     if not settings.chunked:
         settings = replace(settings, prefill_first=True, chunk=settings.tokens)

@@ -175,7 +175,7 @@ def _steps_until_change(p, engine):
             return 0
         if state.hidden > 0:
             steps = min(steps, cfg.poll_steps - state.since)
-        if state.waited > 0:
+        if state.holding:
             steps = min(steps, cfg.wait_steps - state.waited + 1)
         for i in range(state.running):
             r = p.seats[0, lane, i]
@@ -281,7 +281,7 @@ def _run_steps(p, engine, now, limit, most):
             # the first of these steps has been counted when it was scheduled
             if cfg.poll_steps > 1 and p.lane[lane].running > 0:
                 p.lane[lane].since = (p.lane[lane].since + ran - 1) % cfg.poll_steps
-            if p.lane[lane].waited > 0:
+            if p.lane[lane].holding:
                 p.lane[lane].waited += ran - 1
             for i in range(p.lane[lane].running):
                 r = p.seats[0, lane, i]

@@ -228,6 +228,7 @@ def _admit(p, lane, replica, now, budget, chunk):
         i = p.lane[lane].running
         p.seats[0, lane, i] = r
         p.lane[lane].running = i + 1
+        p.lane[lane].waited = 0
         _book(p, lane, i, n, 1 if n == need else 0, decode)
         budget -= n
         if not decode:
@@ -246,10 +247,15 @@ def _look(p, lane, prefilled):
 
 @nb.njit(cache=True)
 def _holds_back(p, lane):
-    """Say whether new prompts still wait for company, and count the step they wait."""
+    """Say whether new prompts still wait for company, and count the step they wait.
+
+    A wait that is over stays over until somebody is admitted, however long blocks are short.
+    """
     state, cfg = p.lane[lane], p.cfg[0]
-    if cfg.wait_steps == 0 or state.decodes == 0 or state.waiting == 0 or state.waited >= cfg.wait_steps:
+    if cfg.wait_steps == 0 or state.decodes == 0 or state.waiting == 0:
         state.waited = 0
+        return False
+    if state.waited >= cfg.wait_steps:
         return False
     tokens = state.tokens
     for cls in range(p.queue.shape[2]):
@@ -258,9 +264,9 @@ def _holds_back(p, lane):
             tokens += p.req[r].input + p.req[r].generated - p.req[r].done
             r = p.req[r].next
     if tokens >= cfg.wait_tokens:
-        state.waited = 0
         return False
     state.waited += 1
+    state.holding = 1
     return True
 
 
@@ -277,6 +283,7 @@ def schedule_lane(p, lane, replica, now):
     state.prefills = 0
     state.swap_blocks = 0
     state.steady = 0
+    state.holding = 0
     for i in range(state.running):
         p.seats[1, lane, i] = 0
     budget, chunk = cfg.max_tokens, cfg.prefill_chunk

@@ -57,7 +57,7 @@ LANE = np.dtype(
         ("free", "i8"), ("idle", "i8"), ("total", "i8"), ("waiting", "i4"), ("running", "i4"),
         ("lru_head", "i4"), ("lru_tail", "i4"), ("tokens", "i4"), ("rows", "i4"), ("decodes", "i4"),
         ("prefills", "i4"), ("steady", "i4"), ("swap_blocks", "i4"),
-        ("hidden", "i4"), ("since", "i4"), ("waited", "i4"),
+        ("hidden", "i4"), ("since", "i4"), ("waited", "i4"), ("holding", "i4"),
     ],
     align=True,
 )  # fmt: skip
