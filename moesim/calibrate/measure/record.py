@@ -222,6 +222,6 @@ def read_point(folder: Path, point: Point) -> Measurement | None:
     """Return the kept record of ``point``, or None when it has to be measured (again)."""
     try:
         row = json.loads((folder / f"{point.key}.json").read_text(encoding="utf-8"))
-        return _measurement(row)
+        return _measurement(row) if isinstance(row, dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
