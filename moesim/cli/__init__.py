@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from moesim.cli import compare, import_model, lint, list_names, report, routing, run, schema, show, version
+from moesim.cli import (
+    compare,
+    import_model,
+    lint,
+    list_names,
+    report,
+    routing,
+    run,
+    schema,
+    show,
+    validate,
+    version,
+)
 
 __all__ = ["app", "main"]
 
@@ -27,6 +39,7 @@ app.add_typer(import_model.app, name="import")
 app.add_typer(routing.app, name="routing")
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
+app.command("validate")(validate.validate)
 app.command("version")(version.version)
 
 

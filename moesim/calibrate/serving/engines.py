@@ -19,7 +19,8 @@ __all__ = ["EngineRule", "EngineRules", "Setting", "engine_of", "load_rules", "r
 Setting = Literal["concurrency", "model_length", "prompt_and_batch", "prompt_and_batch_8k"]
 _LENGTH_MARGIN = 256
 """InferenceMAX gives the model 200 tokens more than prompt and output; rounded to whole blocks."""
-_TRT_PAGE = 32
+_BLOCK = {"vllm": 16, "sglang": 1, "trtllm": 32}
+"""Tokens of a KV block (page) by default."""
 
 
 class Match(Spec):
@@ -57,9 +58,7 @@ class EngineRule(Spec):
 
     match: Match
     max_num_seqs: PositiveInt | Literal["concurrency"]
-    max_num_batched_tokens: (
-        PositiveInt | Literal["model_length", "prompt_and_batch", "prompt_and_batch_8k"]
-    )
+    max_num_batched_tokens: PositiveInt | Literal["model_length", "prompt_and_batch", "prompt_and_batch_8k"]
     """``prompt_and_batch``: (concurrency + isl + 127) in whole 64s; ``_8k``: 8192 at least."""
     memory: Annotated[float, Field(gt=0, le=1)]
     kv_cache: Literal["bf16", "fp8"] | None = None
@@ -118,14 +117,12 @@ def engine_of(row: ServingRow, rule: EngineRule, shape: Shape, concurrency: int)
     ----------
     concurrency : requests in flight at one worker
     """
-    sequences = concurrency if rule.max_num_seqs == "concurrency" else rule.max_num_seqs
+    # where a script states fewer sequences than the sweep later sent, the limit was raised with the sweep
+    sequences = concurrency if rule.max_num_seqs == "concurrency" else max(rule.max_num_seqs, concurrency)
     tokens = max(_tokens(row, rule, concurrency), sequences)
-    if row.backend == "trtllm":
-        block = _TRT_PAGE
-    else:
-        block = rule.block_tokens or (1 if row.backend == "sglang" else 16)
+    block = rule.block_tokens or _BLOCK[rule.match.backend]
     return Engine(
-        flavor=row.backend,  # type: ignore[arg-type]  # the rules' keys are the flavours
+        flavor=rule.match.backend,
         max_num_seqs=sequences,
         max_num_batched_tokens=tokens,
         prefill_first=row.backend == "sglang",
@@ -138,7 +135,22 @@ def engine_of(row: ServingRow, rule: EngineRule, shape: Shape, concurrency: int)
 
 def _waiting(row: ServingRow, rule: EngineRule, shape: Shape, concurrency: int) -> dict[str, float | int]:
     """Return how long new prompts wait before they are looked at."""
-    return {}
+    found: dict[str, float | int] = {}
+    if rule.poll_steps == "by_concurrency":
+        found["poll_steps"] = 30 if concurrency >= 16 else 10
+    elif rule.poll_steps > 1:
+        found["poll_steps"] = rule.poll_steps
+    when = rule.wait_when
+    waits = (
+        (when.isl is None or row.isl == when.isl)
+        and (when.osl is None or row.osl == when.osl)
+        and (when.tp_below is None or shape.tp < when.tp_below)
+        and concurrency >= when.concurrency_from
+        and (when.concurrency_below is None or concurrency < when.concurrency_below)
+    )
+    if rule.wait_steps and waits:
+        found |= {"wait_steps": rule.wait_steps, "wait_fill": rule.wait_fill}
+    return found
 
 
 def _tokens(row: ServingRow, rule: EngineRule, concurrency: int) -> int:

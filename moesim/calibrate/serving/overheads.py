@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from moesim.calibrate.serving.rows import ServingRow
-from moesim.spec.base import Source, Spec
+from moesim.files import catalog_root, read_yaml
+from moesim.spec.base import Source, Spec, validate
 from moesim.units import Seconds
 
-__all__ = ["Overhead", "OverheadRule", "OverheadTable"]
+__all__ = ["Overhead", "OverheadRule", "OverheadTable", "load_overheads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +62,16 @@ class OverheadTable(Spec):
             if rule.backend == row.backend and rule.client in {None, row.client}:
                 return Overhead(rule.step, rule.sequence, rule.request, rule.token)
         return Overhead()
+
+
+def load_overheads(path: Path | None = None) -> OverheadTable | None:
+    """Read the fitted terms; None where none ship.
+
+    Raises
+    ------
+    SpecError : the file is wrong, or a stated path is missing
+    """
+    where = path or catalog_root() / "validation" / "fits" / "overheads.yaml"
+    if path is None and not where.is_file():
+        return None
+    return validate(OverheadTable, read_yaml(where, where.name))

@@ -30,7 +30,7 @@ from moesim.sim.pool import PoolSetup
 from moesim.sim.routing_load import routing_load
 from moesim.sim.run import build
 from moesim.sim.setup import PoolParts
-from moesim.spec.deployment import Pool
+from moesim.spec.deployment import Engine, Pool
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.traffic.sample import sample
@@ -39,6 +39,8 @@ __all__ = ["Prediction", "Replayer", "replay_rows"]
 
 Progress = Callable[[float, str], None]
 Chains = Callable[[ServingRow], Chain]
+_KEPT = 4
+"""Priced workers kept: the rows of a cell come together, wide tables take tens of megabytes."""
 _SOURCES = ("calibrate/serving", "cost", "policies", "routing", "sim", "spec", "traffic")
 
 
@@ -98,8 +100,7 @@ class Replayer:
         self._chains: Chains = chains or (lambda _: Chain())
         self._stamp, self._overheads = stamp, overheads
         self._routing, self._rules, self._folder, self._seed = routing, rules, folder, seed
-        self._cell: Any = None
-        self._priced: dict[str, StepPricing] = {}
+        self._priced: dict[tuple[Any, ...], StepPricing] = {}
         self.priced_s = 0.0
 
     def predict(self, rows: Iterable[ServingRow], progress: Progress | None = None) -> Iterator[Prediction]:
@@ -131,7 +132,9 @@ class Replayer:
 
     def _key(self, row: ServingRow) -> str:
         """Digest of everything an answer depends on: the run's inputs, our sources, estimators, settings."""
-        inputs = asdict(replace(row, id="", source="", named="", duplicate_of="", ttft_s=0.0, tpot_s=0.0, repairs=()))
+        inputs = asdict(
+            replace(row, id="", source="", named="", duplicate_of="", ttft_s=0.0, tpot_s=0.0, repairs=())
+        )
         overhead = None if self._overheads is None else asdict(self._overheads.of(row))
         routing = None if self._routing is None else self._routing.model_dump(mode="json")
         rules = None if self._rules is None else self._rules.model_dump(mode="json")
@@ -162,7 +165,9 @@ class Replayer:
         extra = Overhead() if self._overheads is None else self._overheads.of(row)
         return Prediction(
             id=row.id,
-            ttft_s=float((first - arrival).mean()) + extra.request_s + extra.token_s * float(finished["input"].mean()),
+            ttft_s=float((first - arrival).mean())
+            + extra.request_s
+            + extra.token_s * float(finished["input"].mean()),
             tpot_s=float(tpot.mean()) if several.any() else float("nan"),
             tokens_per_s=float(finished["output"].sum() / end),
             steps=int(sum(p.state.rep["steps"].sum() for p in driver.pools.values())),
@@ -191,30 +196,39 @@ class Replayer:
     def _pricing(
         self, row: ServingRow, members: list[ServingRow], scenario: ScenarioSpec, name: str, pool: Pool
     ) -> StepPricing:
-        """Return the cell's tables, wide enough for the largest engine of its rows."""
-        key = _cell_key(row)
-        if key != self._cell:
-            self._cell, self._priced = key, {}
-        if name not in self._priced:
+        """Return the tables of one worker, wide enough for the largest engine of the cell's rows."""
+        wide = pool.engine
+        for other in members:
+            engine = scenario_of(other, rules=self._rules).deployment.pools[name].engine
+            tokens = max(wide.max_num_batched_tokens, engine.max_num_batched_tokens)
+            sequences = max(wide.max_num_seqs, engine.max_num_seqs)
+            wide = wide.model_copy(update={"max_num_seqs": sequences, "max_num_batched_tokens": tokens})
+        # a power of two, so that workers of other cells find the same tables
+        sequences = 1 << (wide.max_num_seqs - 1).bit_length()
+        wide = wide.model_copy(
+            update={
+                "max_num_seqs": sequences,
+                "max_num_batched_tokens": max(wide.max_num_batched_tokens, sequences),
+            }
+        )
+        topology = scenario.topology()
+        cut = pool.parallelism
+        key = (*_cell_key(row)[:5], topology.nodes, cut.tp, cut.pp, cut.dp, cut.ep, sequences, *_widths(wide))
+        if key not in self._priced:
             begun = time.perf_counter()
-            wide = pool.engine
-            for other in members:
-                engine = scenario_of(other, rules=self._rules).deployment.pools[name].engine
-                wide = wide.model_copy(
-                    update={
-                        "max_num_seqs": max(wide.max_num_seqs, engine.max_num_seqs),
-                        "max_num_batched_tokens": max(wide.max_num_batched_tokens, engine.max_num_batched_tokens),
-                    }
-                )
+            while len(self._priced) >= _KEPT:
+                self._priced.pop(next(iter(self._priced)))
             widest = pool.model_copy(update={"engine": wide})
-            topology = scenario.topology()
             load, _ = routing_load(scenario, topology, widest)
-            precision = scenario.deployment.precision
-            self._priced[name] = step_pricing(
-                scenario.model, topology, widest, precision, load, chain=self._chains(row)
+            self._priced[key] = step_pricing(
+                scenario.model, topology, widest, scenario.deployment.precision, load, chain=self._chains(row)
             )
             self.priced_s += time.perf_counter() - begun
-        return self._priced[name]
+        return self._priced[key]
+
+
+def _widths(engine: Engine) -> tuple[int, bool]:
+    return engine.max_num_batched_tokens, engine.cuda_graphs
 
 
 def with_overhead(pricing: StepPricing, overhead: Overhead) -> StepPricing:
@@ -242,7 +256,9 @@ def _memory(scenario: ScenarioSpec, pool: Pool) -> tuple[MemoryPlan, tuple[str, 
     except NoResult:
         engine = pool.engine.model_copy(update={"gpu_memory_utilization": 1.0, "runtime_reserve": 0.0})
         note = "memory stretched: the run was measured, the estimate leaves no KV block"
-        return memory_plan(scenario.model, topology, pool.model_copy(update={"engine": engine}), precision), (note,)
+        return memory_plan(scenario.model, topology, pool.model_copy(update={"engine": engine}), precision), (
+            note,
+        )
 
 
 def replay_rows(
@@ -287,7 +303,10 @@ def _load(folder: Path | None, key: str) -> Prediction | None:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    times = {name: float("nan") if data[name] is None else data[name] for name in ("ttft_s", "tpot_s", "tokens_per_s")}
+    times = {
+        name: float("nan") if data[name] is None else data[name]
+        for name in ("ttft_s", "tpot_s", "tokens_per_s")
+    }
     return Prediction(**{**data, **times, "notes": tuple(data["notes"])})
 
 

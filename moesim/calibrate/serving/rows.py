@@ -36,7 +36,7 @@ from moesim.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["DENSE", "CANONICAL", "ServingRow", "Shape", "distinct", "read_rows"]
+__all__ = ["CANONICAL", "DENSE", "ServingRow", "Shape", "distinct", "read_rows"]
 
 _SWAPPED = ("2026-04-06.csv", "db-dump/")
 """Dumps whose rows with EP > 1 store TP * EP in place of TP or DP (R1)."""
@@ -232,9 +232,7 @@ def _row(record: dict[Any, Any]) -> ServingRow:
     )
 
 
-def _agg_shape(
-    record: dict[Any, Any], source: str, model: str, total: int
-) -> tuple[Shape, list[str], str]:
+def _agg_shape(record: dict[Any, Any], source: str, model: str, total: int) -> tuple[Shape, list[str], str]:
     """Return the shape, the repairs made, and why the run is left out (or nothing)."""
     fixes: list[str] = []
     degrees = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
@@ -244,14 +242,16 @@ def _agg_shape(
     batch = _degree(record["batch_size"])
     if str(record["system"]) == "gb200" and tp * dp >= 3 * _GB200_NODE and ep * moe_tp == tp * dp:
         # agg runs on this rack never span nodes: they are all of one node's tp 1, 2, 4 or 8
-        return Shape(tp, pp, dp, moe_tp, ep, batch=batch), ["disaggregated"], (
-            "a disaggregated run whose worker shapes are not stated, labelled as aggregated"
+        return (
+            Shape(tp, pp, dp, moe_tp, ep, batch=batch),
+            ["disaggregated"],
+            ("a disaggregated run whose worker shapes are not stated, labelled as aggregated"),
         )
     if model in DENSE:
         return Shape(tp, pp, dp, tp * dp, 1, batch=batch), fixes, ""
     swapped = any(f"source_file={dump}" in source or source.startswith(dump) for dump in _SWAPPED)
     if swapped and ep > 1:
-        tp, dp, moe_tp, ep = _unswapped(tp, dp, moe_tp, ep)
+        tp, dp, moe_tp, ep = _unswapped(tp, moe_tp, ep)
         fixes.append("parallelism")
         if total and dp > 1 and batch * dp != total:
             batch = math.ceil(total / dp)
@@ -264,10 +264,10 @@ def _agg_shape(
     return Shape(tp, pp, dp, moe_tp, ep, batch=batch), fixes, ""
 
 
-def _unswapped(tp: int, dp: int, moe_tp: int, ep: int) -> tuple[int, int, int, int]:
+def _unswapped(tp: int, moe_tp: int, ep: int) -> tuple[int, int, int, int]:
     """Return (tp, dp, moe_tp, ep) of R1.
 
-    >>> _unswapped(64, 1, 8, 8), _unswapped(1, 64, 8, 8), _unswapped(4, 4, 1, 16)
+    >>> _unswapped(64, 8, 8), _unswapped(1, 8, 8), _unswapped(4, 1, 16)
     ((8, 1, 1, 8), (1, 8, 1, 8), (1, 4, 1, 4))
     """
     if moe_tp == 1:
@@ -277,7 +277,15 @@ def _unswapped(tp: int, dp: int, moe_tp: int, ep: int) -> tuple[int, int, int, i
 
 
 def _worker(record: dict[Any, Any], phase: str) -> Shape | None:
-    names = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size", "num_workers", "batch_size")
+    names = (
+        "tp_size",
+        "pp_size",
+        "attention_dp_size",
+        "moe_tp_size",
+        "moe_ep_size",
+        "num_workers",
+        "batch_size",
+    )
     values = [record.get(f"{phase}_{name}") for name in names]
     if any(pd.isna(values[index]) for index in (0, 5, 6)):
         return None

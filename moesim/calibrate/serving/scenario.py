@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from moesim.calibrate.serving.engines import EngineRules, engine_of, rule_of
 from moesim.calibrate.serving.rows import ServingRow, Shape
 from moesim.calibrate.silicon.tables import systems_folder
@@ -15,7 +17,7 @@ from moesim.spec.huggingface import import_model
 from moesim.spec.model import ModelSpec
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
-from moesim.spec.topology import Topology, single_node_cluster
+from moesim.spec.topology import Topology, resolve_cluster, single_node_cluster
 from moesim.spec.traffic import ClosedLoop, Fixed, TrafficSpec, UniformRange
 
 __all__ = ["CHECKPOINTS", "NODES", "Checkpoint", "checkpoint_of", "model_of", "scenario_of", "topology_of"]
@@ -31,6 +33,8 @@ NODES: dict[str, str] = {
 """Package's name of a system -> node of the catalog."""
 _RANGE = 0.8
 """Lengths of the InferenceMAX client: uniform in 80-100 % of nominal."""
+_MOST_REQUESTS, _FEWEST_PER_SLOT = 24_576, 3
+"""Bounds on replayed requests: the mean over thousands of slots needs no tenth request of each."""
 _BLACKWELL = ("b200", "b300", "gb200", "gb300")
 
 
@@ -84,7 +88,9 @@ def checkpoint_of(row: ServingRow) -> Checkpoint:
     """
     found = CHECKPOINTS.get((row.model, row.precision))
     if found is None:
-        raise SpecError(f"{row.id}: no checkpoint of {row.model} in precision {row.precision or 'not stated'!r}")
+        raise SpecError(
+            f"{row.id}: no checkpoint of {row.model} in precision {row.precision or 'not stated'!r}"
+        )
     if (row.model, row.precision, row.gemm) == ("meta-llama/Meta-Llama-3.1-8B", "fp8", "fp8_block"):
         return found._replace(weights="fp8_block")  # the gap analysis says which fp8; no checkpoint does
     if row.model == "openai/gpt-oss-120b" and row.system.startswith(_BLACKWELL):
@@ -108,8 +114,8 @@ def model_of(config: str) -> ModelSpec:
 
 
 @cache
-def topology_of(system: str) -> Topology:
-    """Return one node of a system.
+def topology_of(system: str, devices: int = 1) -> Topology:
+    """Return as many nodes of a system as hold ``devices``, on a fabric without contention.
 
     Raises
     ------
@@ -117,7 +123,9 @@ def topology_of(system: str) -> Topology:
     """
     if system not in NODES:
         raise SpecError(f"{system}: no node of the catalog stands for it, known: {', '.join(NODES)}")
-    return single_node_cluster(NODES[system])
+    one = single_node_cluster(NODES[system])
+    nodes = -(-devices // one.devices)
+    return one if nodes == 1 else resolve_cluster(f"{nodes}x {NODES[system]}")
 
 
 def scenario_of(
@@ -142,26 +150,32 @@ def scenario_of(
         raise SpecError(f"{row.id}: {row.left_out}")
     chosen = checkpoint_of(row)
     rule = rule_of(row, rules, row.shape or row.decode)
-    topology = topology_of(row.system)
+    shapes = [shape for shape in (row.shape, row.prefill, row.decode) if shape is not None]
+    topology = topology_of(row.system, sum(shape.devices * shape.replicas for shape in shapes))
     precision = {"weights": chosen.weights, "activations": chosen.activations, "kv_cache": rule.kv_cache}
-    return ScenarioSpec(
-        kind="scenario",
-        name="serving-row",
-        cluster=topology.cluster,
-        node=topology.node,
-        device=topology.device,
-        model=model_of(chosen.config),
-        traffic=_traffic(row, rule.requests_per_slot),
-        routing=routing if not row.dense else None,
-        deployment=Deployment(
-            **_pools(row, rules),
-            precision=PrecisionChoice(**{key: value for key, value in precision.items() if value}),
-        ),
-        run=Run(seed=seed, timeline_points=2),
-    )
+    try:
+        return ScenarioSpec(
+            kind="scenario",
+            name="serving-row",
+            cluster=topology.cluster,
+            node=topology.node,
+            device=topology.device,
+            model=model_of(chosen.config),
+            traffic=_traffic(row, rule.requests_per_slot),
+            routing=routing if not row.dense else None,
+            deployment=Deployment(
+                **_pools(row, rules),
+                precision=PrecisionChoice(**{key: value for key, value in precision.items() if value}),
+            ),
+            run=Run(seed=seed, timeline_points=2),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SpecError(f"{row.id}: {first['msg']}") from None
 
 
 def _traffic(row: ServingRow, per_slot: int) -> TrafficSpec:
+    per_slot = max(min(per_slot, _MOST_REQUESTS // row.concurrency), _FEWEST_PER_SLOT)
     lengths: Any = Fixed(input=row.isl, output=row.osl)
     if row.client == "inferencemax":
         lengths = UniformRange(input=row.isl, output=row.osl, range_ratio=_RANGE)
@@ -184,9 +198,7 @@ def _pools(row: ServingRow, rules: EngineRules | None) -> dict[str, Pool]:
     return pools
 
 
-def _pool(
-    row: ServingRow, shape: Shape, concurrency: int, replicas: int, rules: EngineRules | None
-) -> Pool:
+def _pool(row: ServingRow, shape: Shape, concurrency: int, replicas: int, rules: EngineRules | None) -> Pool:
     rule = rule_of(row, rules, shape)
     return Pool(
         replicas=replicas,

@@ -301,7 +301,10 @@ def report(
     for value in values:
         figures[f"interval_coverage_{value}"] = interval_coverage(pairs, value)
     figures["interval_coverage"] = figures["interval_coverage_tpot"]
-    figures["coverage"] = {"n": float(len(first)), "value": len(covered) / len(first) if first else float("nan")}
+    figures["coverage"] = {
+        "n": float(len(first)),
+        "value": len(covered) / len(first) if first else float("nan"),
+    }
     groups = [group for value in values for group in worst_groups(pairs, value)]
     return {
         "suite": "silicon-serving",

@@ -1,0 +1,75 @@
+"""Suite ``silicon-serving``: replay every measured serving run and say how far off the simulator is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesim.calibrate.serving.estimators import chains, stamp
+from moesim.calibrate.serving.overheads import load_overheads
+from moesim.calibrate.serving.replay import Replayer, replay_rows
+from moesim.calibrate.serving.rows import ServingRow, distinct, read_rows
+from moesim.calibrate.serving.score import Band, Sets, read_sets, report
+
+if TYPE_CHECKING:
+    from moesim.calibrate.serving.replay import Progress
+
+__all__ = ["SETS_FILE", "run", "select"]
+
+SETS_FILE = Path("data/measured/aiconfigurator_predictions.csv.gz")
+"""Where the scoring sets stand in the shared data folder."""
+
+
+def run(
+    *,
+    shared: Path | None = None,
+    cache: Path | None = None,
+    bands: tuple[Band, ...] = (),
+    quick: int = 0,
+    bound: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return the suite's answer, see ``score.report``.
+
+    Parameters
+    ----------
+    shared : folder with the scoring sets; without it only figures over all distinct measurements
+    cache : where answers of single runs are kept; a stopped run goes on from there
+    quick : every n-th distinct measurement only; 0: all rows
+    bound : price with the roofline bound alone, not with fitted kernels
+
+    Raises
+    ------
+    DataMissing : the extra ``silicon`` is not installed, or ``shared`` lacks the sets
+    """
+    sets = None if shared is None else read_sets(shared / SETS_FILE)
+    rows = read_rows()
+    chosen = select(rows, sets, quick)
+    overheads = None if bound else load_overheads()
+    replayer = Replayer(
+        chains=None if bound else chains,
+        stamp="bound" if bound else stamp(),
+        overheads=overheads,
+        folder=cache,
+    )
+    predictions = replay_rows(chosen, replayer, progress)
+    if quick:
+        rows = tuple(chosen)
+    answer = report(rows, predictions, sets, bands)
+    answer["estimators"] = "bound" if bound else stamp()
+    answer["overheads"] = (
+        None if overheads is None else [rule.model_dump(mode="json") for rule in overheads.rules]
+    )
+    return answer
+
+
+def select(rows: tuple[ServingRow, ...], sets: Sets | None, quick: int = 0) -> list[ServingRow]:
+    """Return the rows to replay: every distinct measurement that can be, and every row of a scoring set."""
+    first = distinct(rows)
+    if quick:
+        return list(first[::quick])
+    # disaggregated runs are replayed where a set names them; the others would take hours and are not scored
+    wanted = {row.id for row in first}
+    if sets is not None:
+        wanted |= sets.a | sets.c | sets.d | sets.disagg
+    return [row for row in rows if row.id in wanted]
