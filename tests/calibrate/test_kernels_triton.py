@@ -69,6 +69,8 @@ def test_one_expert_takes_all_and_others_none():
         (4, 4, 16, 16, [1, 16, 17, 100], 1),
         (8, 2, 64, 16, [130, 64, 3], 3),
         (6, 2, 40, 8, [5, 200], 4),  # a group and a width that are no powers of two
+        (8, 2, 16, 16, [400, 70], 1),  # many blocks per split: the running maximum moves
+        (4, 2, 32, 16, [500], 2),
         (2, 1, 32, 64, [300], 8),  # splits longer than what is left
     ],
 )

@@ -2,12 +2,22 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 
 from moesim.calibrate.kernels import reference  # noqa: E402
-from moesim.calibrate.local import SCOPES, micro, model, ops, predict, targets, validate_local  # noqa: E402
+from moesim.calibrate.local import (  # noqa: E402
+    SCOPES,
+    micro,
+    model,
+    ops,
+    predict,
+    targets,
+    validate,
+    validate_local,
+)
 from moesim.calibrate.local.model import Architecture, build, forward, moe_layer  # noqa: E402
 from moesim.calibrate.local.store import write_validation  # noqa: E402
 from moesim.calibrate.local.validate import Scope  # noqa: E402
@@ -158,6 +168,13 @@ def test_cold_memory_is_handed_out_in_turn():
     assert pool.weight(2, 2).data_ptr() % 64 == 0
 
 
+def test_a_drawn_routing_gives_every_token_distinct_experts():
+    load = validate._drawn(Architecture(64, 8, 6, 3), 400, np.random.default_rng(0))
+    assert sum(load) == 1200
+    assert 140 < min(load) <= max(load) < 260  # mean 200, standard deviation 10
+    assert validate._drawn(Architecture(64, 8, 4, 4), 7, np.random.default_rng(0)) == [7] * 4
+
+
 def test_an_unknown_scope_is_refused():
     with pytest.raises(SpecError, match="expected ci or full"):
         validate_local("night")
@@ -173,6 +190,7 @@ def test_passes_on_this_machine_are_predicted_from_microbenchmarks(tmp_path):
     worst = max(found.comparisons, key=lambda c: abs(c.error))
     assert found.median_ape("forward") <= 0.10, worst
     assert found.median_ape("moe_layer") <= 0.10, worst
+    assert found.median_ape(uniform=True) <= 0.10, worst
 
 
 def test_a_small_scope_runs_and_is_written(tmp_path, monkeypatch):

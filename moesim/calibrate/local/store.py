@@ -19,7 +19,15 @@ __all__ = ["write_validation"]
 
 _TARGET = (
     *("part", "batch", "length", "hidden", "heads", "inner", "experts", "top_k", "layers", "vocabulary"),
-    *("measured_s", "measured_p10_s", "measured_p90_s", "wall_s", "predicted_s", "error_percent"),
+    *(
+        "measured_s",
+        "measured_p10_s",
+        "measured_p90_s",
+        "wall_s",
+        "predicted_s",
+        "error_percent",
+        "uniform_s",
+    ),
 )
 
 
@@ -47,6 +55,7 @@ def write_validation(validation: Validation, folder: Path) -> Path:
                 _short(found.wall.median),
                 _short(found.predicted_s),
                 f"{100 * found.error:+.2f}",
+                _short(found.uniform_s),
             ]
         )
     path = folder / "comparison.csv"
@@ -70,6 +79,7 @@ def write_validation(validation: Validation, folder: Path) -> Path:
             "all": _percent(validation.median_ape()),
             "forward": _percent(validation.median_ape("forward")),
             "moe_layer": _percent(validation.median_ape("moe_layer")),
+            "all_without_routing": _percent(validation.median_ape(uniform=True)),
         },
         "median_spread_p90_over_p10": _spread(validation),
     }

@@ -83,13 +83,15 @@ class Comparison:
     target : what was run
     measured : CPU seconds of the thread over the rounds
     wall : seconds on the wall over the rounds; longer where other programs use the core
-    predicted_s : from microbenchmarks alone
+    predicted_s : from microbenchmarks, with the rows per expert that the router really gave
+    uniform_s : the same, with rows per expert drawn from a router that likes all experts alike
     """
 
     target: Target
     measured: Spread
     wall: Spread
     predicted_s: float
+    uniform_s: float
 
     @property
     def error(self) -> float:
@@ -112,9 +114,13 @@ class Validation:
     benchmarks: dict[tuple[str, micro.Dims], Spread]
     rounds: int
 
-    def median_ape(self, part: Part | None = None) -> float:
-        """Return the median absolute relative error of the forward passes, the MoE layers, or (None) all."""
-        errors = [abs(c.error) for c in self.comparisons if part in {None, c.target.part}]
+    def median_ape(self, part: Part | None = None, *, uniform: bool = False) -> float:
+        """Return the median absolute relative error of the forward passes, the MoE layers, or (None) all.
+
+        ``uniform`` judges the prediction that did not know the routing.
+        """
+        chosen = [c for c in self.comparisons if part in {None, c.target.part}]
+        errors = [abs(c.uniform_s / c.measured.median - 1.0 if uniform else c.error) for c in chosen]
         return float(np.median(errors))
 
 
@@ -133,7 +139,8 @@ def validate_local(scope: str | Scope = "ci", progress: Progress | None = None, 
     A round times every microbenchmark a few times and every target once; a drift of the clock rate or of the
     neighbours' load so meets both sides alike. Times are CPU seconds of the thread: on a shared machine they leave
     out the moments in which another program had the core. A prediction knows the microbenchmarks and how many
-    rows each expert got; it has never seen a forward pass.
+    rows each expert got (``predicted_s``), or the microbenchmarks alone (``uniform_s``); it has never seen the
+    time of a pass.
 
     Parameters
     ----------
@@ -183,6 +190,7 @@ def validate_local(scope: str | Scope = "ci", progress: Progress | None = None, 
             spread(own),
             spread(clock),
             float(np.mean([predict.seconds(curves, work) for work in run.works])),
+            float(np.mean([predict.seconds(curves, work) for work in run.uniform])),
         )
         for run, own, clock in zip(runs, cpu, wall, strict=True)
     )
@@ -191,17 +199,25 @@ def validate_local(scope: str | Scope = "ci", progress: Progress | None = None, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """A target ready to run: calls on different weights, and the work of each by its real routing."""
+    """A target ready to run: calls on different weights, the work of each by its real routing, and by a drawn one."""
 
     target: Target
     calls: Sequence[Callable[[], Any]]
     works: Sequence[predict.Work]
+    uniform: Sequence[predict.Work]
+
+
+def _drawn(sizes: Architecture, rows: int, random: np.random.Generator) -> list[int]:
+    """Return rows per expert when each token chooses distinct experts, all alike."""
+    chosen = np.argsort(random.random((rows, sizes.experts)), axis=1)[:, : sizes.top_k]
+    return [int(count) for count in np.bincount(chosen.ravel(), minlength=sizes.experts)]
 
 
 def _runs(wanted: Sequence[Target], seed: int) -> list[_Run]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
+    random = np.random.default_rng(seed)
     networks: dict[Architecture, list[Network]] = {}
     runs = []
     for target in wanted:
@@ -209,7 +225,7 @@ def _runs(wanted: Sequence[Target], seed: int) -> list[_Run]:
         if sizes not in networks:
             networks[sizes] = [build(sizes, seed + i) for i in range(_network_copies(sizes))]
         rows = target.batch * target.length
-        calls, works = [], []
+        calls, works, uniform = [], [], []
         for network in networks[sizes]:
             if target.part == "forward":
                 tokens = torch.randint(
@@ -220,6 +236,8 @@ def _runs(wanted: Sequence[Target], seed: int) -> list[_Run]:
                 call(loads)
                 calls.append(call)
                 works.append(predict.forward_work(sizes, target.batch, target.length, loads))
+                drawn = [_drawn(sizes, rows, random) for _ in network.layers]
+                uniform.append(predict.forward_work(sizes, target.batch, target.length, drawn))
                 continue
             for layer in network.layers:
                 x: torch.Tensor = torch.randn(rows, sizes.hidden, generator=generator)
@@ -228,7 +246,8 @@ def _runs(wanted: Sequence[Target], seed: int) -> list[_Run]:
                 call(loads)
                 calls.append(call)
                 works.append(predict.moe_work(sizes, rows, loads[0]))
-        runs.append(_Run(target, calls, works))
+                uniform.append(predict.moe_work(sizes, rows, _drawn(sizes, rows, random)))
+        runs.append(_Run(target, calls, works, uniform))
     return runs
 
 
