@@ -268,6 +268,16 @@ def test_closed_loop_refills_every_slot_at_once(seed, concurrency, max_len):
     books_close(driver)
 
 
+@QUICK
+@given(seed=st.integers(0, 10**6), concurrency=st.integers(1, 12), replicas=st.integers(1, 3))
+def test_closed_loop_fast_path_changes_nothing(seed, concurrency, replicas):
+    """Nobody runs past a departure, for the request sent in its place may come here."""
+    requests = users(40, concurrency, seed)
+    fast, slow = (drive(serve(replicas), requests, "least_requests", fast=f) for f in (True, False))
+    assert fast.records.tobytes() == slow.records.tobytes()
+    assert fast.end == slow.end
+
+
 def test_closed_loop_of_one_is_sequential():
     requests = make_requests(np.zeros(3), np.array([10, 10, 10]), np.array([4, 5, 6]), concurrency=1)
     driver = drive(serve(1), requests)
