@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GRID", "AttentionTerm", "FloatArray", "OpInfo", "StepPricing"]
+__all__ = ["GRID", "AttentionTable", "AttentionTerm", "FloatArray", "OpInfo", "StepPricing"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -46,6 +46,37 @@ class OpInfo:
     source: Literal["bound", "fitted", "measured"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionTable:
+    """Measured seconds of one attention kernel over whole batches, prompts and decodes together.
+
+    A kernel that serves both at once is not the sum of its parts, so no formula in the two stands here. Linear
+    between nodes and beyond the last ones; flat below the first, but below no history, where several short prompts
+    share a step: there the slope from no history to the first node at least as long as the chunk goes on. Where the
+    kernel cuts no sequence into parts (any step with prefill) the longest decoding sequence ends last: it adds what
+    it takes alone, beyond one of mean length.
+
+    Attributes
+    ----------
+    chunk : [A] prefill tokens of the step; the first is 0 (no prefill), never mixed with the others
+    history : [B] keys before the chunk, per query: attended pairs / tokens - (tokens + 1) / 2; the first is 0
+    sequences : [C] decoding sequences; the first is 0 (none), never mixed with the others
+    context : [D] keys per decoding sequence
+    seconds : [A, B, C, D] all layers of this kind, one device; the corner [0, :, 0, :] is not read
+    """
+
+    chunk: FloatArray
+    history: FloatArray
+    sequences: FloatArray
+    context: FloatArray
+    seconds: FloatArray
+
+    @property
+    def axes(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """The four axes, in the order of ``seconds``."""
+        return self.chunk, self.history, self.sequences, self.context
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionTerm:
     """Seconds of one kind of attention summed over its layers, per device, for one lane's batch.
@@ -66,6 +97,7 @@ class AttentionTerm:
     decode_grid : seconds over the bound above, of shape ``GRID``, at [2**i sequences, 2**j keys per sequence];
         linear between powers of two in their logarithm, flat beyond the edges. None: the bound itself
     prefill_grid : the same at [2**i prefill tokens, 2**j attended keys per token]
+    table : measured seconds that replace all of the above but ``window``; None: the formulas
     """
 
     name: str
@@ -80,6 +112,7 @@ class AttentionTerm:
     source: Literal["bound", "fitted", "measured"] = "bound"
     decode_grid: FloatArray | None = None
     prefill_grid: FloatArray | None = None
+    table: AttentionTable | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moesim.cost.pricing import GRID, AttentionTerm, StepPricing
+from moesim.cost.pricing import GRID, AttentionTable, AttentionTerm, StepPricing
 from moesim.errors import SpecError
 from moesim.sim.kernel import (
     PoolState,
@@ -83,10 +83,10 @@ def _attention_rows(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
     rows = [
         (t.window, t.launch_s, t.decode_flop_s, t.decode_kv_s, t.decode_seq_s,
          t.prefill_flop_s, t.prefill_kv_s, t.prefill_token_s,
-         float(t.decode_grid is not None), float(t.prefill_grid is not None))
+         float(t.decode_grid is not None), float(t.prefill_grid is not None), float(t.table is not None))
         for t in terms
     ]  # fmt: skip
-    return np.array(rows, dtype=np.float64).reshape(len(terms), 10)
+    return np.array(rows, dtype=np.float64).reshape(len(terms), 11)
 
 
 def _slack_grids(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
@@ -96,6 +96,28 @@ def _slack_grids(terms: Sequence[AttentionTerm]) -> npt.NDArray[np.float64]:
             if grid is not None:
                 row[:] = grid
     return grids
+
+
+def _joint_tables(setup: PoolSetup) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the attention tables [terms, A, B, C, D] and their common axes [4, longest]."""
+    terms = setup.pricing.attention
+    tables: list[AttentionTable] = [t.table for t in terms if t.table is not None]
+    if not tables:
+        return np.zeros((len(terms), 1, 1, 1, 1)), np.zeros((4, 1))
+    if setup.speculation is not None:
+        raise SpecError("speculation: measured attention tables hold one query per decoding sequence")
+    first = tables[0]
+    for table in tables[1:]:
+        if any(not np.array_equal(a, b) for a, b in zip(table.axes, first.axes, strict=True)):
+            raise ValueError("attention tables of one model must share their axes")
+    joint = np.zeros((len(terms), *first.seconds.shape))
+    for row, term in zip(joint, terms, strict=True):
+        if term.table is not None:
+            row[:] = term.table.seconds
+    axes = np.zeros((4, max(first.seconds.shape)))
+    for line, nodes in zip(axes, first.axes, strict=True):
+        line[: len(nodes)] = nodes
+    return joint, axes
 
 
 class Pool:
@@ -115,6 +137,7 @@ class Pool:
         pricing, engine = setup.pricing, setup.engine
         width = setup.stages * pricing.lanes
         lanes = setup.replicas * width
+        joint, axes = _joint_tables(setup)
         self.setup = setup
         self.alive_since = np.full(setup.replicas, np.nan)
         self.alive_s = np.zeros(setup.replicas)
@@ -134,6 +157,8 @@ class Pool:
             hist=np.zeros((4, max(layout.ITL_BINS, _longest(pricing))), dtype=np.int64),
             attn=_attention_rows(pricing.attention),
             slack=_slack_grids(pricing.attention),
+            joint=joint,
+            axes=axes,
             spent=np.zeros((setup.replicas, len(pricing.attention), 2)),
             stage=np.vstack([np.zeros((setup.replicas, setup.stages)), pricing.stage_share]),
             scratch=np.zeros((pricing.lanes, len(pricing.attention), 4)),

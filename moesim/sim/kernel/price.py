@@ -10,7 +10,7 @@ import numba as nb
 __all__ = ["commit_step", "decode_seconds", "lane_seconds", "step_seconds"]
 
 _WINDOW, _LAUNCH, _DECODE_FLOP, _DECODE_KV, _DECODE_SEQ, _PREFILL_FLOP, _PREFILL_KV, _PREFILL_TOKEN = range(8)
-_DECODE_GRID, _PREFILL_GRID = 8, 9
+_DECODE_GRID, _PREFILL_GRID, _TABLE = 8, 9, 10
 
 
 @nb.njit(cache=True)
@@ -26,11 +26,64 @@ def _slack(grid, count, keys):
 
 
 @nb.njit(cache=True)
+def _between(nodes, first, count, x):
+    """Index below ``x`` among nodes ``first..count-1``, and how far ``x`` is to the next (above 1: beyond the last)."""
+    if count - first < 2 or x <= nodes[first]:
+        return first, 0.0
+    i = first
+    while i < count - 2 and nodes[i + 1] <= x:
+        i += 1
+    return i, (x - nodes[i]) / (nodes[i + 1] - nodes[i])
+
+
+@nb.njit(cache=True)
+def _mixed(p, term, a, b, sequences, context):
+    """Seconds at chunk node ``a`` and history node ``b``: linear in sequences and context."""
+    t, axes = p.joint[term, a, b], p.axes
+    if sequences == 0:
+        return t[0, 0]
+    c, u = _between(axes[2], 1, t.shape[0], sequences)
+    d, v = _between(axes[3], 0, t.shape[1], context)
+    c1, d1 = min(c + 1, t.shape[0] - 1), min(d + 1, t.shape[1] - 1)
+    low = t[c, d] * (1.0 - v) + t[c, d1] * v
+    high = t[c1, d] * (1.0 - v) + t[c1, d1] * v
+    return low * (1.0 - u) + high * u
+
+
+@nb.njit(cache=True)
+def _joint_seconds(p, term, keys, sequences, pairs, tokens, longest):
+    """Measured attention of a step that prefills ``tokens`` tokens beside ``sequences`` decoding ones."""
+    count, nodes = p.joint.shape[1:3], p.axes
+    context = keys / max(sequences, 1)
+    a, u = _between(nodes[0], 1, count[0], float(tokens))
+    history = pairs / tokens - 0.5 * (tokens + 1)
+    if history >= 0.0:
+        b, v = _between(nodes[1], 0, count[1], history)
+        b1 = min(b + 1, count[1] - 1)
+    else:
+        b, b1 = 0, min(1, count[1] - 1)
+        while b1 < count[1] - 1 and nodes[1, b1] < tokens:
+            b1 += 1
+        v = history / max(nodes[1, b1], 1.0)
+    total = 0.0
+    for k in range(2):
+        at = min(a + k, count[0] - 1)
+        low = _mixed(p, term, at, b, float(sequences), context)
+        high = _mixed(p, term, at, b1, float(sequences), context)
+        total += (low * (1.0 - v) + high * v) * (u if k else 1.0 - u)
+    if sequences > 1 and count[0] > 1:  # the longest one ends last
+        total += _mixed(p, term, 1, 0, 1.0, longest) - _mixed(p, term, 1, 0, 1.0, context)
+    return total
+
+
+@nb.njit(cache=True)
 def decode_seconds(p, term, keys, sequences, queries):
     """Attention of ``sequences`` decoding sequences with ``queries`` tokens each over ``keys`` keys in all."""
     if sequences == 0:
         return 0.0
     a = p.attn[term]
+    if a[_TABLE] > 0:
+        return _mixed(p, term, 0, 0, float(sequences), keys / sequences)
     flop = keys * queries * a[_DECODE_FLOP]
     data = keys * a[_DECODE_KV] + sequences * queries * a[_DECODE_SEQ]
     bound = a[_LAUNCH] + max(flop, data)
@@ -67,7 +120,7 @@ def lane_seconds(p, lane, slot):
     total = p.table[0, p.lane[lane].tokens] + p.table[2, p.lane[lane].rows]
     for term in range(p.attn.shape[0]):
         window = int(p.attn[term, _WINDOW])
-        keys, sequences, pairs, read, tokens = 0, 0, 0, 0, 0
+        keys, sequences, pairs, read, tokens, longest = 0, 0, 0, 0, 0, 0
         for i in range(count):
             n = p.seats[1, lane, i]
             if n == 0:
@@ -80,6 +133,7 @@ def lane_seconds(p, lane, slot):
                 if window > 0:
                     context = min(context, window)
                 keys += 1 if window < 0 else context
+                longest = max(longest, context)
             else:
                 tokens += n
                 if window < 0:
@@ -89,7 +143,10 @@ def lane_seconds(p, lane, slot):
                     pairs += _pairs(done, n, window)
                     read += done + n if window == 0 else min(done + n, window + n - 1)
         decode = decode_seconds(p, term, keys, sequences, queries)
-        prefill = _prefill_seconds(p, term, pairs, read, tokens)
+        if p.attn[term, _TABLE] > 0 and tokens > 0:  # what prefill adds to the step
+            prefill = _joint_seconds(p, term, keys, sequences, pairs, tokens, float(longest)) - decode
+        else:
+            prefill = _prefill_seconds(p, term, pairs, read, tokens)
         p.scratch[slot, term, 0] = decode
         p.scratch[slot, term, 1] = prefill
         total += decode + prefill

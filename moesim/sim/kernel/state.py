@@ -107,8 +107,12 @@ class PoolState(NamedTuple):
     hist: (
         Any  # i8 [4, longest]: steps by 0 lane tokens, 1 group tokens, 2 sampled rows; 3 gaps between tokens
     )
-    attn: Any  # f8 [terms, 10]: window, launch, decode flop/kv/seq, prefill flop/kv/token; has a grid: decode, prefill
+    attn: Any  # f8 [terms, 11]: window, launch, decode flop/kv/seq, prefill flop/kv/token; has grids (2), a table
     slack: Any  # f8 [terms, 2, GRID]: seconds over bound of decode and prefill
+    joint: (
+        Any  # f8 [terms, A, B, C, D]: measured attention of whole batches (all sizes but the first 1 without)
+    )
+    axes: Any  # f8 [4, longest]: nodes of chunk, history, sequences, context
     spent: Any  # f8 [R, terms, 2]: attention seconds so far, decode and prefill
     stage: Any  # f8 [R + 1, stages]: when each stage is free; the last row is the stage's share of a step
     scratch: Any  # f8 [D, terms, 4]: decode and prefill seconds of the step being priced; keys of a run, and growth
