@@ -167,7 +167,10 @@ def expert_ops(
     rows = load.rows(tokens, ffn.top_k, cut.ep)
     touched = np.minimum(load.touched(tokens, ffn.experts, cut.ep), rows)
     core = layout.formats.core
-    dims = (("experts", ffn.experts), ("top_k", ffn.top_k), ("ep", cut.ep), ("moe_tp", cut.moe_tp))
+    dims = (
+        *(("experts", ffn.experts), ("top_k", ffn.top_k), ("ep", cut.ep), ("moe_tp", cut.moe_tp)),
+        *(("hidden", width), ("inner", inner), ("ups", ups)),
+    )
 
     def grouped(name: str, n: int, k: int) -> Op:
         return Op(
@@ -181,11 +184,15 @@ def expert_ops(
             activation_bytes=rows * (k * weights.input_bytes + n * act),
             layers=layers,
             dims=(("n", n), ("k", k), *dims),
+            stored=weights.stored,
         )
 
     def per_row(name: str, size: float) -> Op:
         zero = np.zeros(tokens.shape)
-        return Op(f"{name}{suffix}", "group", "memory", core, tokens, zero, zero, rows * size, layers)
+        return Op(
+            f"{name}{suffix}", "group", "memory", core, tokens, zero, zero, rows * size, layers,
+            dims=(("input_bits", round(8 * weights.input_bytes)), *dims), stored=weights.stored,
+        )  # fmt: skip
 
     permute = per_row("moe_permute", width * (act + weights.input_bytes))
     up = grouped("moe_gate_up" if ffn.gated else "moe_up", ups * inner, width)

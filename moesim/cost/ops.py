@@ -56,6 +56,7 @@ class Op:
     launches : kernels per layer
     exchange : set for collectives; ``flop`` and bytes are then zero
     dims : sizes a measured kernel is looked up by, e.g. ``n`` and ``k`` of a product
+    stored : storage type of the weights that a measured kernel is looked up by; empty without weights
     """
 
     name: str
@@ -70,6 +71,7 @@ class Op:
     launches: int = 1
     exchange: Exchange | None = None
     dims: tuple[tuple[str, int], ...] = field(default=())
+    stored: str = ""
 
     @property
     def bytes(self) -> FloatArray:
@@ -115,6 +117,7 @@ def gemm(
         activation_bytes=scaled(rows, k * weights.input_bytes + n * output_bytes),
         layers=layers,
         dims=(("n", n), ("k", k)),
+        stored=weights.stored,
     )
 
 

@@ -58,10 +58,12 @@ def borders_of(matrix: npt.NDArray[np.float32], limit: int = _MAX_BORDERS) -> li
 
 
 def boost(
-    matrix: npt.NDArray[np.float32],
+    matrix: npt.NDArray[np.float32] | None,
     target: npt.NDArray[np.float64],
     borders: list[npt.NDArray[np.float32]],
     settings: Settings,
+    *,
+    binned: npt.NDArray[np.uint8] | None = None,
 ) -> Forest:
     """Return the forest that predicts ``target`` from ``matrix``.
 
@@ -70,12 +72,15 @@ def boost(
     matrix : [feature, row]
     target : [row]
     borders : per feature, at most 255
+    binned : [feature, row] where the caller has binned ``matrix`` already
     """
-    binned = bins_of(matrix, borders)
+    if binned is None:
+        assert matrix is not None
+        binned = bins_of(matrix, borders)
     count = np.array([b.size for b in borders], dtype=np.int64)
     s = settings
     feature, border, leaves = _grow(
-        binned, np.asarray(target, dtype=np.float64), count, s.trees, s.depth, s.rate, s.ridge, s.rows, s.columns,
+        np.ascontiguousarray(binned), np.asarray(target, dtype=np.float64), count, s.trees, s.depth, s.rate, s.ridge, s.rows, s.columns,
         s.clip, s.seed,
     )  # fmt: skip
     return Forest.quantised(feature, border, leaves)

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from moesim.cost.pricing import FloatArray
     from moesim.spec.hardware import DeviceSpec
 
-__all__ = ["DEFECTS", "kernel_class", "moe_work", "rank_load", "read_moe"]
+__all__ = [
+    "DEFECTS",
+    "OUTLIERS",
+    "contradictions",
+    "kernel_class",
+    "mistuned",
+    "moe_work",
+    "rank_load",
+    "read_moe",
+]
 
 _MS = 1e-3
 _DRAWS = 5
@@ -87,8 +96,9 @@ def rank_load(tokens: int, top_k: int, experts: int, ep: int, skew: float) -> tu
     derives from the arguments, since the tables do not state theirs.
     """
     held, rows = experts // ep, tokens * top_k
-    if skew == 0.0:
-        return rows / ep, min(held, rows / ep) if rows < experts else float(held)
+    if skew == 0.0:  # a rank is timed with work: at least one row
+        mean = max(1.0, rows / ep)
+        return mean, float(min(held, mean))
     seed = zlib.crc32(f"{tokens} {top_k} {experts} {ep} {skew}".encode())
     uniform = np.random.default_rng(seed).random((_DRAWS, experts))
     low, high = (0.01, 2.0) if rows <= experts else (1.0, max(0.8 * tokens, 1.0 + 1e-9))
@@ -117,16 +127,13 @@ def _dealt(share: FloatArray, rows: int, most: int) -> FloatArray:
 
 def moe_work(rows: pd.DataFrame, device: DeviceSpec) -> pd.DataFrame:
     """Add rows and distinct experts of the timed rank, work and the bound of the fused layer."""
-    loads: dict[tuple[Any, ...], tuple[float, float]] = {}
-    keys = list(
-        rows[["tokens", "top_k", "experts", "ep", "skew"]].itertuples(index=False, name=None)
-    )
-    for key in set(keys):
-        loads[key] = _LOADS.setdefault(key, rank_load(*key)) if key not in _LOADS else _LOADS[key]
-    rows["rows"] = [loads[key][0] for key in keys]
-    rows["touched"] = [loads[key][1] for key in keys]
+    keys = list(rows[["tokens", "top_k", "experts", "ep", "skew"]].itertuples(index=False, name=None))
+    for key in set(keys) - _LOADS.keys():
+        _LOADS[key] = rank_load(*key)
+    rows["rows"] = [_LOADS[key][0] for key in keys]
+    rows["touched"] = [_LOADS[key][1] for key in keys]
     rows["inner"] = -(-rows["intermediate"] // rows["moe_tp"])
-    rows["ups"] = np.where(rows["kernel"] == "nongated", 1, 2)
+    rows["ups"] = np.where(_non_gated(rows), 1, 2)
     parts = []
     for dtype, part in rows.groupby("dtype", observed=True):
         form = TYPES[str(dtype)]
@@ -134,6 +141,31 @@ def moe_work(rows: pd.DataFrame, device: DeviceSpec) -> pd.DataFrame:
         flop, size = fused_work(*columns, form.value_bytes, form.input_bytes)
         parts.append(roofline(part, device, form.compute, flop, size))
     return pd.concat(parts)
+
+
+_NEMOTRON = ((1024, 2688, 512, 22), (2048, 5120, 512, 22), (2688, 1856, 128, 6), (4096, 2688, 512, 22),
+             (8192, 5120, 512, 22))  # fmt: skip
+_UNGATED = {"sglang": _NEMOTRON, "vllm": _NEMOTRON[:3]}
+"""Shapes without a gate. TRT-LLM's table names its kernel so; the others' times are 0.7 of what reading a gate's
+weights takes, and vLLM's of the last two shapes are not."""
+
+
+def _is_shape(rows: pd.DataFrame, shape: tuple[int, int, int, int]) -> Any:
+    hidden, inner, experts, top_k = shape
+    return (
+        (rows["hidden"] == hidden)
+        & (rows["intermediate"] == inner)
+        & (rows["experts"] == experts)
+        & (rows["top_k"] == top_k)
+    )
+
+
+def _non_gated(rows: pd.DataFrame) -> Any:
+    found = np.asarray(rows["kernel"] == "nongated")
+    for framework, shapes in _UNGATED.items():
+        for shape in shapes:
+            found = found | np.asarray((rows["framework"] == framework) & _is_shape(rows, shape))
+    return found
 
 
 _LOADS: dict[tuple[Any, ...], tuple[float, float]] = {}
@@ -150,5 +182,57 @@ def _slow_hopper(rows: pd.DataFrame) -> tuple[Any, str]:
     return wrong, "vLLM 0.24.0 fp8 experts on Hopper: 5 to 6 times slower than the 0.19.0 rows"
 
 
-DEFECTS = (_slow_hopper,)
-"""Rows known to time something else than the kernel an engine would pick."""
+def _group_limited(rows: pd.DataFrame) -> tuple[Any, str]:
+    wrong = (
+        rows["framework"].isin(["vllm", "sglang"]) & (rows["skew"] == 0) & _is_shape(rows, (7168, 2048, 256, 8))
+    )
+    return wrong, "balanced load of a router that picks groups of experts first: half the experts stay idle"
+
+
+DEFECTS = (_slow_hopper, _group_limited)
+"""Rows known to time something else than the kernel an engine would pick, or another load than they say."""
+
+_CONTRADICTION, _MISTUNED = 1.6, 2.0
+
+
+def contradictions(rows: pd.DataFrame) -> tuple[Any, str]:
+    """Return balanced curves slower than the skewed ones of the same rank, whose load is heavier.
+
+    Their router cannot have dealt experts evenly. Compared are the medians of time over bound.
+    """
+    cut = ["device", "framework", "dtype", "kernel", "hidden", "intermediate", "experts", "top_k", "moe_tp", "ep"]
+    curve = rows.groupby(cut, observed=True).ngroup().to_numpy()
+    ratio = np.log(rows["seconds"].to_numpy() / rows["bound_s"].to_numpy())
+    even = rows["skew"].to_numpy() == 0
+    apart = pd.Series(ratio[even]).groupby(curve[even]).median() - pd.Series(ratio[~even]).groupby(curve[~even]).median()
+    wrong = apart.index[apart > np.log(_CONTRADICTION)]
+    return even & np.isin(curve, wrong), "balanced load slower than a skewed one: experts were not dealt evenly"
+
+
+def mistuned(rows: pd.DataFrame) -> tuple[Any, str]:
+    """Return curves (one cut of one shape) at least twice as slow as the same shape's similar cuts.
+
+    Autotuners of some engines fall back to a default kernel for single cuts. A curve's level is the median of its time
+    over what launching, weights, arithmetic and the traffic of all rows take; its peers are the cuts within a
+    factor of four in both degrees, and their lower quartile is the measure.
+    """
+    cut = ["device", "framework", "dtype", "kernel", "hidden", "intermediate", "experts", "top_k", "moe_tp", "ep"]
+    whole = rows["tokens"] * rows["top_k"] * (4 * rows["hidden"] + (2 * rows["ups"] + 4) * rows["inner"])
+    # bytes over bound give the effective bandwidth of the row's device or less
+    rate = (rows["bytes"] / rows["bound_s"]).groupby(rows["device"], observed=True).transform("max")
+    level = np.log(rows["seconds"] / (2e-5 + rows["bound_s"] + whole / rate))
+    curves = level.groupby([rows[c] for c in cut], observed=True).median().reset_index(name="level")
+    wrong = np.zeros(len(curves), dtype=bool)
+    for index in curves.groupby(cut[:-2], observed=True).indices.values():
+        part = curves.iloc[index]
+        tp, ep = np.log2(part["moe_tp"].to_numpy()), np.log2(part["ep"].to_numpy())
+        near = (np.abs(tp[:, None] - tp) <= 2) & (np.abs(ep[:, None] - ep) <= 2)
+        levels = np.where(near, part["level"].to_numpy()[None, :], np.nan)
+        wrong[index] = part["level"].to_numpy() - np.nanquantile(levels, 0.25, axis=1) > np.log(_MISTUNED)
+    bad = curves[wrong][cut].assign(bad=True)
+    hit = rows[cut].merge(bad, on=cut, how="left")["bad"].notna().to_numpy()
+    return hit, "one cut twice as slow as its neighbours: the engine's autotuner fell back"
+
+
+OUTLIERS = (contradictions, mistuned)
+"""Curves that contradict their neighbours; found from the measurements alone, before any fit."""

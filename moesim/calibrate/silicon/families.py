@@ -36,6 +36,7 @@ class Family:
     shape : columns that make up a shape; hold-outs leave whole shapes out
     read : raw frame -> frame with ``keys``, ``dtype``, ``kernel``, ``seconds`` (all in SI)
     work : adds ``flop``, ``bytes`` and ``bound_s`` for one device's rows
+    defects, outliers : rules that name rows to drop, by themselves and by their neighbours
     """
 
     tables: tuple[str, ...]
@@ -44,6 +45,7 @@ class Family:
     read: Callable[[pd.DataFrame, str], pd.DataFrame]
     work: Callable[[pd.DataFrame, DeviceSpec], pd.DataFrame]
     defects: tuple[Callable[[pd.DataFrame], tuple[Any, str]], ...] = ()
+    outliers: tuple[Callable[[pd.DataFrame], tuple[Any, str]], ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -57,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         experts.read_moe,
         experts.moe_work,
         experts.DEFECTS,
+        experts.OUTLIERS,
     ),
     "context_attention": Family(
         ("context_attention",),
@@ -224,6 +227,7 @@ def read_family(name: str, *, newest: bool = True) -> Imported:
     for (device, framework), count in rows[no_bound].groupby(["device", "framework"], observed=True).size().items():
         report.drop(str(device), str(framework), "the device states no peak or link for it", count)
     rows = rows[~no_bound].reset_index(drop=True)
+    rows = _without_outliers(rows, family, report)
     rows["possible"] = rows["seconds"] >= _TOLERANCE * rows["bound_s"]
     bad = rows[~rows["possible"]].groupby(["device", "framework", "dtype"], observed=True).size()
     report.impossible = {tuple(map(str, key)): int(n) for key, n in bad.items()}  # type: ignore[misc,attr-defined]
@@ -239,6 +243,17 @@ def _without_defects(rows: pd.DataFrame, family: Family, report: ImportReport) -
             first = rows.iloc[0]
             report.drop(str(first["device"]), str(first["framework"]), reason, int(hit.sum()))
             rows = rows[~hit]
+    return rows
+
+
+def _without_outliers(rows: pd.DataFrame, family: Family, report: ImportReport) -> pd.DataFrame:
+    for outlier in family.outliers:
+        hit, reason = outlier(rows)
+        for (device, framework), count in (
+            rows[hit].groupby(["device", "framework"], observed=True).size().items()
+        ):
+            report.drop(str(device), str(framework), reason, count)
+        rows = rows[~hit].reset_index(drop=True)
     return rows
 
 

@@ -142,12 +142,14 @@ def moe_work(
 
 
 def moe_features(
+    tokens: FloatArray,
     rows: FloatArray,
     touched: FloatArray,
     hidden: FloatArray,
     inner: FloatArray,
     ups: FloatArray,
-    held: FloatArray,
+    experts: FloatArray,
+    ep: FloatArray,
     top_k: FloatArray,
     skew: FloatArray,
     value_bytes: float,
@@ -158,26 +160,38 @@ def moe_features(
 
     Parameters
     ----------
-    rows, touched, hidden, inner, ups : [row] as in ``moe_work``
-    held : experts on the rank
-    top_k : experts per token
+    tokens : [row] of all ranks; some kernels move the rows of experts that live elsewhere, too
+    rows, touched, hidden, inner, ups : as in ``moe_work``
+    experts, ep, top_k : of the whole layer
     skew : exponent of the load's power law, 0 when balanced
     """
-    rows = np.asarray(rows, dtype=np.float64)
-    touched = np.clip(touched, 1e-3, None)
-    flop, size = moe_work(rows, touched, hidden, inner, ups, value_bytes, input_bytes)
-    bound, roof = _roof(flop, size, machine)
-    each = rows / touched
+    given = (tokens, rows, touched, hidden, inner, ups, experts, ep, top_k, skew)
+    tokens, rows, touched, hidden, inner, ups, experts, ep, top_k, skew = np.broadcast_arrays(
+        *(np.asarray(x, dtype=np.float64) for x in given)
+    )
+    touched, rows = np.maximum(touched, 1.0), np.maximum(rows, 1.0)
+    each, values = rows / touched, hidden * inner
+    up_bytes, down_bytes = touched * values * ups * value_bytes, touched * values * value_bytes
+    up, down = 2 * rows * values * ups / machine.rate, 2 * rows * values / machine.rate
+    moved = hidden * (6 + input_bytes) + inner * (2 * ups + 2 + input_bytes)
+    own = rows * moved / machine.bandwidth
+    whole = tokens * top_k * (4 * hidden + (2 * ups + 4) * inner) / machine.bandwidth
+    bound = np.maximum(up, up_bytes / machine.bandwidth) + np.maximum(down, down_bytes / machine.bandwidth) + own
     columns = [
-        _log(rows), _log(touched), _log(each), _log(np.asarray(hidden)), _log(np.asarray(inner)), np.asarray(ups),
-        _log(np.asarray(held)), touched / held, _log(np.asarray(top_k)), np.asarray(skew), *roof, _log(size),
-        _log(hidden / inner), _log(rows * hidden),
+        _log(each), _log(touched), _log(bound * machine.clock),
+        _log((up + down) * machine.bandwidth / (up_bytes + down_bytes)), _log(own / bound), touched * ep / experts,
+        skew, ups, skew * _log(each),
     ]  # fmt: skip
     for tile in (16, 64, 128):
         tiles = touched * np.ceil(each / tile)
         columns += _waves(tiles * np.ceil(ups * inner / 128), machine)
         columns += _waves(tiles * np.ceil(hidden / 128), machine)
         columns.append(each / (np.ceil(each / tile) * tile))
+    columns += [
+        _log(whole * machine.clock), _log(whole / bound), _log(tokens), _log(tokens * top_k / experts),
+        _log(ups * inner), _log(inner), _log(hidden), _log(down_bytes), inner / (np.ceil(inner / 128) * 128),
+        _log(experts / ep), _log(top_k), _log(experts), _log(rows),
+    ]  # fmt: skip
     return Features(_stack(columns, rows.size), bound)
 
 
