@@ -64,7 +64,8 @@ class EventStream:
     def __init__(self, file: io.TextIOBase, where: str, limit: int = MAX_TEXT) -> None:
         self.head: dict[str, Any] = {}
         self._file, self._where, self._limit = file, where, limit
-        self._text, self._at, self._line, self._read = "", 0, 1, 0
+        self._text, self._at, self._read = "", 0, 0
+        self._line, self._counted = 1, 0  # the line of the character at _counted
         self._decoder = json.JSONDecoder(strict=False)
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -73,9 +74,8 @@ class EventStream:
             self._skip()
             if self._text.startswith("]", self._at):
                 return
-            start = self._at
+            line = self._here()
             event = self._value("an event")
-            line = self._line + self._text.count("\n", 0, start)
             if not isinstance(event, dict):
                 self._bad(line, shorten(event), "expected an event, a JSON object")
             yield line, event
@@ -121,20 +121,25 @@ class EventStream:
             try:
                 value, self._at = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                cut = error.pos >= len(self._text) - _NEAR_END or error.msg.startswith("Unterminated")
-                if not cut:
-                    line = self._line + self._text.count("\n", 0, error.pos)
-                    near = shorten(self._text[error.pos : error.pos + 40])
-                    self._bad(line, near, f"expected JSON ({error.msg})")
-                line = self._here()
-                if len(self._text) - self._at > _MAX_VALUE:
-                    self._bad(line, what, "expected values of at most 16 MiB")
-                if not self._more():
-                    self._bad(line, what, "expected more: the file ends inside a value (was it cut off?)")
+                self._continue(error, what)
             except RecursionError:
                 self._bad(self._here(), what, "expected JSON that is not nested this deep")
             else:
                 return value
+
+    def _continue(self, error: json.JSONDecodeError, what: str) -> None:
+        """Read on where a value is only cut by the chunk; refuse one that is wrong or never ends."""
+        open_text = error.msg.startswith("Unterminated")
+        if open_text or error.pos >= len(self._text) - _NEAR_END:
+            if len(self._text) - self._at > _MAX_VALUE:
+                self._bad(self._here(), what, "expected values of at most 16 MiB")
+            if self._more():
+                return
+            if open_text or error.pos >= len(self._text.rstrip()):
+                self._bad(self._here(), what, "expected more: the file ends inside a value (was it cut off?)")
+        line = self._here() + self._text.count("\n", self._at, error.pos)
+        near = shorten(self._text[error.pos : error.pos + 40])
+        self._bad(line, near, f"expected JSON ({error.msg})")
 
     def _more(self) -> bool:
         chunk = self._file.read(_CHUNK)
@@ -144,12 +149,15 @@ class EventStream:
         if self._read > self._limit:
             size = f"more than {self._limit} characters"
             self._bad(0, size, "expected a smaller trace: profile fewer steps (torch.profiler.schedule)")
-        self._line += self._text.count("\n", 0, self._at)
-        self._text, self._at = self._text[self._at :] + chunk, 0
+        self._here()
+        self._text, self._at, self._counted = self._text[self._at :] + chunk, 0, 0
         return True
 
     def _here(self) -> int:
-        return self._line + self._text.count("\n", 0, self._at)
+        """Return the line of the next character."""
+        self._line += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._line
 
     def _bad(self, line: int, value: str, expected: str) -> NoReturn:
         raise SpecError(Problem(self._where, line, "", value, expected))

@@ -55,7 +55,8 @@ _COPIES = (
 def read_kineto(path: Path, *, device: str | None = None, limit: int = MAX_TEXT) -> ProfileImport:
     """Read one Chrome trace of the PyTorch profiler (``.json`` or ``.json.gz``).
 
-    Memory follows the number of events, not the size of the file: about 100 bytes for each operator or kernel.
+    Memory follows the number of events, not the size of the file: about 100 bytes for each operator or kernel
+    (measured: 50 MB for a trace of 181 MB with 400,000 events).
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from typing import Any, NoReturn
 
@@ -246,7 +247,7 @@ class Recorded:
 
     def _number(self, line: int, event: dict[str, Any], field: str) -> float:
         value = event.get(field)
-        if type(value) not in {int, float} or not np.isfinite(value):  # type: ignore[arg-type]
+        if type(value) not in {int, float} or not math.isfinite(value):  # type: ignore[arg-type]
             self._bad(line, field, value, "expected microseconds, a number")
         return float(value)  # type: ignore[arg-type]
 

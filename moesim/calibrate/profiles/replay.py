@@ -15,6 +15,8 @@ from moesim.errors import SpecError
 __all__ = ["scenario_skeleton"]
 
 _LEVELS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+_FLAVORS = {"vllm": "vllm", "sglang": "sglang", "tensorrt-llm": "trtllm", "trt": "trtllm"}
+"""The server, where the client names it; ``openai`` may be any."""
 _NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -48,6 +50,10 @@ def scenario_skeleton(
     arrivals, about = _arrivals(row, measured.source)
     lengths, how = _lengths(row, measured.requests, run, measured.source)
     load = f"c{arrivals['concurrency']}" if "concurrency" in arrivals else f"{row['request_rate']:g}-per-s"
+    pool: dict[str, Any] = {"replicas": 1, "parallelism": {"tp": 1}}
+    flavor = next((ours for theirs, ours in _FLAVORS.items() if str(row["backend"]).startswith(theirs)), None)
+    if flavor:
+        pool["engine"] = {"flavor": flavor}
     return {
         "kind": "scenario",
         "name": name or _NAME.sub("-", f"{row['client']}-{model.rsplit('/', 1)[-1]}-{load}"),
@@ -59,7 +65,7 @@ def scenario_skeleton(
         "cluster": cluster,
         "model": model,
         "traffic": {"kind": "traffic", "name": "measured", "arrivals": arrivals, "lengths": lengths},
-        "deployment": {"serve": {"replicas": 1, "parallelism": {"tp": 1}}},
+        "deployment": {"serve": pool},
         "run": {"requests": int(row["prompts"])},
     }
 
