@@ -212,7 +212,8 @@ def _exchanges(
         return [], _lane_all_reduce(layout, tokens, f"moe_all_reduce{suffix}", layers, "group")
 
     def move(name: str, exchange: Exchange) -> Op:
-        return transfer(f"{name}{suffix}", "group", tokens, exchange, core, layers)
+        dims = (("hidden", width), ("top_k", ffn.top_k), ("experts", ffn.experts))
+        return transfer(f"{name}{suffix}", "group", tokens, exchange, core, layers, dims)
 
     lanes = scaled(tokens, layout.model.hidden * act / cut.dp)
     regather = [move("moe_tp_gather", Exchange("all_gather", layout.tensor, lanes))] if cut.tp > 1 else []

@@ -135,7 +135,15 @@ def memory_op(
     return Op(name, phase, "memory", dtype, tokens, zero, zero, scaled(tokens, token_bytes), layers, launches)
 
 
-def transfer(name: str, phase: Phase, tokens: IntArray, exchange: Exchange, dtype: Dtype, layers: int) -> Op:
+def transfer(
+    name: str,
+    phase: Phase,
+    tokens: IntArray,
+    exchange: Exchange,
+    dtype: Dtype,
+    layers: int,
+    dims: tuple[tuple[str, int], ...] = (),
+) -> Op:
     """Return a collective op."""
     zero = np.zeros(tokens.shape)
-    return Op(name, phase, "collective", dtype, tokens, zero, zero, zero, layers, 1, exchange)
+    return Op(name, phase, "collective", dtype, tokens, zero, zero, zero, layers, 1, exchange, dims)

@@ -1,1 +1,15 @@
-"""Fitted."""
+"""Fitted: kernel times learned from measurements, as plain data with its own evaluation (numpy alone)."""
+
+from moesim.cost.fitted.artifact import Artifact, Group, load_artifact, save_artifact, shipped
+from moesim.cost.fitted.estimator import FRAMEWORKS, Fitted, Framework
+
+__all__ = [
+    "FRAMEWORKS",
+    "Artifact",
+    "Fitted",
+    "Framework",
+    "Group",
+    "load_artifact",
+    "save_artifact",
+    "shipped",
+]

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from moesim.cost.fitted.features import Features
     from moesim.cost.pricing import FloatArray
 
-__all__ = ["SHIPPED", "Artifact", "DeviceFit", "Group", "GroupKey", "load_artifact", "save_artifact", "shipped"]
+__all__ = [
+    "SHIPPED",
+    "Artifact",
+    "DeviceFit",
+    "Group",
+    "GroupKey",
+    "load_artifact",
+    "save_artifact",
+    "shipped",
+]
 
 SHIPPED = "validation/fits/silicon"
 """Path in the catalog, without suffix."""

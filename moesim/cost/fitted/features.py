@@ -85,13 +85,16 @@ def _stack(columns: list[FloatArray], rows: int) -> np.ndarray:
     return np.stack([np.broadcast_to(np.asarray(c, dtype=np.float32), (rows,)) for c in columns])
 
 
-def _roof(
-    flop: FloatArray, size: FloatArray, machine: Machine
-) -> tuple[FloatArray, list[FloatArray]]:
+def _roof(flop: FloatArray, size: FloatArray, machine: Machine) -> tuple[FloatArray, list[FloatArray]]:
     arithmetic, memory = flop / machine.rate, size / machine.bandwidth
     bound = np.maximum(arithmetic, memory)
     cycles = bound * machine.clock
-    return bound, [_log(arithmetic * machine.clock), _log(memory * machine.clock), _log(arithmetic / memory), _log(cycles)]
+    return bound, [
+        _log(arithmetic * machine.clock),
+        _log(memory * machine.clock),
+        _log(arithmetic / memory),
+        _log(cycles),
+    ]
 
 
 _GEMM_TILES = ((128, 128), (128, 256), (256, 128), (64, 64), (64, 128), (256, 256))
@@ -176,7 +179,9 @@ def moe_features(
     moved = hidden * (6 + input_bytes) + inner * (2 * ups + 2 + input_bytes)
     own = rows * moved / machine.bandwidth
     whole = tokens * top_k * (4 * hidden + (2 * ups + 4) * inner) / machine.bandwidth
-    bound = np.maximum(up, up_bytes / machine.bandwidth) + np.maximum(down, down_bytes / machine.bandwidth) + own
+    bound = (
+        np.maximum(up, up_bytes / machine.bandwidth) + np.maximum(down, down_bytes / machine.bandwidth) + own
+    )
     columns = [
         _log(each), _log(touched), _log(bound * machine.clock),
         _log((up + down) * machine.bandwidth / (up_bytes + down_bytes)), _log(own / bound), touched * ep / experts,
@@ -236,9 +241,7 @@ def attention_features(
     return Features(_stack(columns, sequences.size), bound)
 
 
-def collective_features(
-    ranks: FloatArray, size: FloatArray, link: FloatArray, clock: FloatArray
-) -> Features:
+def collective_features(ranks: FloatArray, size: FloatArray, link: FloatArray, clock: FloatArray) -> Features:
     """Return features of a collective over ``ranks`` devices of one node.
 
     Parameters
@@ -248,7 +251,13 @@ def collective_features(
     """
     size = np.asarray(size, dtype=np.float64)
     bound = size * (ranks - 1) / ranks / link
-    columns = [_log(np.asarray(ranks)), _log(size), _log(bound * clock), _log(size / ranks), _log(link * np.ones_like(size))]
+    columns = [
+        _log(np.asarray(ranks)),
+        _log(size),
+        _log(bound * clock),
+        _log(size / ranks),
+        _log(link * np.ones_like(size)),
+    ]
     return Features(_stack(columns, size.size), bound)
 
 
@@ -282,5 +291,3 @@ def quantise_features(m: FloatArray, k: FloatArray, machine: Machine) -> Feature
     bound, roof = _roof(2 * m * k, 3 * m * k, machine)
     bound = 3 * m * k / machine.bandwidth
     return Features(_stack([_log(m), _log(k), roof[1], *_waves(m, machine), _log(m * k)], m.size), bound)
-
-

@@ -23,9 +23,7 @@ def bins_of(
     matrix: npt.NDArray[np.float32], borders: Sequence[npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.uint8]:
     """Return [feature, row]: how many borders of the feature lie below the value."""
-    rows = [
-        np.searchsorted(cuts, column, side="left") for cuts, column in zip(borders, matrix, strict=True)
-    ]
+    rows = [np.searchsorted(cuts, column, side="left") for cuts, column in zip(borders, matrix, strict=True)]
     return np.stack(rows).astype(np.uint8)
 
 
@@ -72,7 +70,9 @@ class Forest:
             part = np.ascontiguousarray(binned[:, start:stop])
             where, bit = np.empty(stop - start, np.uint8), np.empty(stop - start, np.bool_)
             found = np.empty(stop - start, np.float32)
-            for feature, border, values in zip(self.feature.tolist(), self.border.tolist(), worth, strict=True):
+            for feature, border, values in zip(
+                self.feature.tolist(), self.border.tolist(), worth, strict=True
+            ):
                 where[:] = 0
                 for depth in range(len(feature) - 1, -1, -1):
                     np.greater(part[feature[depth]], border[depth], out=bit)
