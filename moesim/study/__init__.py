@@ -1,0 +1,1 @@
+"""Study: questions that take the simulator and measurements together."""

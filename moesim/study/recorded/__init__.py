@@ -1,0 +1,1 @@
+"""Recorded: runs and kernels that others measured and published, predicted and scored."""
