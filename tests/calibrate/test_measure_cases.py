@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 
 from moesim.calibrate.kernels import runs_on  # noqa: E402
-from moesim.calibrate.measure import dense, experts, moving  # noqa: E402
+from moesim.calibrate.measure import dense, experts, moving, run  # noqa: E402
 from moesim.calibrate.measure.case import copies, largest_error, sampled  # noqa: E402
 from moesim.calibrate.measure.device import bound_seconds, known_device  # noqa: E402
 from moesim.calibrate.measure.record import Point  # noqa: E402
@@ -118,10 +118,11 @@ def test_reading_storage_checks_the_bytes(tmp_path, monkeypatch):
 
 
 def test_work_of_a_layer_counts_distinct_experts(tmp_path):
-    asked = point("moe_ffn", "loop", variant="uniform", hidden=8, inner=4, experts=64, top_k=2, tokens=3)
+    asked = point("moe_ffn", "loop", variant="uniform", hidden=8, inner=4, experts=4, top_k=2, tokens=3)
     _, ids = experts.assign(asked, 1)
     found = measure_point(asked, EFFORT, CACHE, tmp_path)
     distinct = len(set(ids.reshape(-1).tolist()))
+    assert distinct < ids.numel()
     assert found.point["distinct"] == distinct
     assert found.bytes == 3 * 8 * 4 * 4 * distinct + 2 * 3 * 8 * 4
     assert found.flop == 6 * 3 * 2 * 8 * 4
@@ -167,3 +168,15 @@ def test_suites_name_each_point_once(device, suite):
     assert not any(p.kernel == "triton" for p in found if p.device == "cpu")
     assert ({"transfer"} <= {p.op for p in found}) == (device == "cuda")
     assert not any(p.op == "all_reduce" for p in suite_points(device, suite, 1))
+
+
+def test_a_kernel_that_the_device_cannot_hold_is_recorded(tmp_path, monkeypatch):
+    errors = pytest.importorskip("triton.runtime.errors", reason="needs Triton")
+
+    def too_large(_point, _cache):
+        raise errors.OutOfResources(200_000, 100_000, "shared memory")
+
+    monkeypatch.setitem(run._BUILD, "gemm", too_large)
+    found = measure_point(SMALL[0], EFFORT, CACHE, tmp_path)
+    assert found.status == "failed"
+    assert "shared memory" in found.detail

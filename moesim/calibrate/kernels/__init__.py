@@ -3,6 +3,6 @@
 The modules with kernels import Triton when they are imported, so import them only where ``runs_on`` says yes.
 """
 
-from moesim.calibrate.kernels.availability import runs_on
+from moesim.calibrate.kernels.availability import kernel_errors, runs_on
 
-__all__ = ["runs_on"]
+__all__ = ["kernel_errors", "runs_on"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-__all__ = ["runs_on"]
+__all__ = ["kernel_errors", "runs_on"]
 
 
 def runs_on(device: str) -> bool:
@@ -21,3 +21,12 @@ def runs_on(device: str) -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """Return what Triton raises for a kernel that this device cannot hold or compile; nothing without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return ()
+    from triton.errors import TritonError
+
+    return (TritonError,)

@@ -69,10 +69,10 @@ def dequant_gemm(x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor) ->
     m, k = x.shape
     n = packed.shape[0]
     group = k // scales.shape[1]
-    tile = next((size for size in (128, 64, 32) if group % size == 0 and (k // 2) % group == 0), 0)
+    tile = next((size for size in (64, 32) if group % size == 0 and (k // 2) % group == 0), 0)
     if not tile:
         raise ValueError(
-            f"k / 2 = {k // 2} and group = {group}: expected k / 2 in whole groups of 32, 64, 128.."
+            f"k / 2 = {k // 2} and group = {group}: expected k / 2 in whole groups of a multiple of 32"
         )
     out = torch.empty((m, n), dtype=x.dtype, device=x.device)
     rows = min(64, max(16, triton.next_power_of_2(m)))

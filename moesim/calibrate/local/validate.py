@@ -68,10 +68,10 @@ SCOPES: dict[str, Scope] = {
         (*_ARCHITECTURES, Architecture(576, 448, 48, 6), Architecture(704, 960, 12, 3)),
         (*_SHAPES, (8, 40), (2, 240)),
         15,
-        600.0,
+        300.0,
     ),
 }
-"""``ci`` ends within 90 seconds on two cores; ``full`` takes about ten minutes."""
+"""``ci`` ends within 90 seconds on two cores; ``full`` takes about six minutes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moesim.calibrate.kernels import kernel_errors
 from moesim.calibrate.measure import attention, dense, experts, moving
 from moesim.calibrate.measure.case import Case
 from moesim.calibrate.measure.collectives import COLLECTIVES, measure_collectives
@@ -154,6 +155,8 @@ def measure_point(
     a record of status ``ok``, ``wrong_result`` or ``failed``
     """
     torch = torch_module()
+    # out of memory, no direct reads, a tile too large: the suite goes on and says so
+    failures: tuple[type[Exception], ...] = (RuntimeError, OSError, ValueError, MemoryError, *kernel_errors())
     try:
         if point.op == "storage_read":
             case = moving.storage_read(point, cache, folder)
@@ -164,12 +167,7 @@ def measure_point(
                 return _timed(point, case, effort, spec, single_thread=single_thread)
         finally:
             case.close()
-    except (
-        RuntimeError,
-        OSError,
-        ValueError,
-        MemoryError,
-    ) as error:  # out of memory, no direct reads, no kernel
+    except failures as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Measurement.untimed(point, "failed", reason[:200])
 

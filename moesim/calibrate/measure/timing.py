@@ -117,7 +117,7 @@ def sample_cuda(
     """
     import torch
 
-    count = min(200, max(calls_per_block_cuda(calls, block_s), len(calls)))
+    count = min(200, max(_calls_per_block_cuda(calls, block_s), len(calls)))
     replay, how = _block(calls, count, eager=eager)
     begin, samples = time.perf_counter(), []
     with quiet():
@@ -133,7 +133,7 @@ def sample_cuda(
     return samples, how
 
 
-def calls_per_block_cuda(calls: Calls, block_s: float) -> int:
+def _calls_per_block_cuda(calls: Calls, block_s: float) -> int:
     """Warm up every buffer on the GPU and return how many calls fill ``block_s`` seconds."""
     import torch
 
