@@ -7,6 +7,7 @@ import sys
 import typer
 
 from moesim.cli import (
+    calibrate,
     compare,
     import_model,
     lint,
@@ -37,6 +38,7 @@ app.command("list")(list_names.list_names)
 app.command("schema")(schema.schema)
 app.add_typer(import_model.app, name="import")
 app.add_typer(routing.app, name="routing")
+app.add_typer(calibrate.app, name="calibrate")
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("validate")(validate.validate)

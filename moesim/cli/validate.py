@@ -17,6 +17,7 @@ from moesim.files import catalog_root, nearest
 __all__ = ["SUITES", "validate"]
 
 SUITES: dict[str, str] = {
+    "silicon-kernels": "moesim.calibrate.validate_kernels:run",
     "silicon-serving": "moesim.calibrate.serving.suite:run",
 }
 """Suite -> ``module:function``. The function takes ``shared, cache, bands, quick, bound, progress`` by keyword and

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moesim.cost.fitted.trees import Forest, bins_of
 
-__all__ = ["Settings", "borders_of", "boost"]
+__all__ = ["Settings", "boost", "borders_of"]
 
 _MAX_BORDERS = 63
 
@@ -79,10 +79,9 @@ def boost(
         binned = bins_of(matrix, borders)
     count = np.array([b.size for b in borders], dtype=np.int64)
     s = settings
-    feature, border, leaves = _grow(
-        np.ascontiguousarray(binned), np.asarray(target, dtype=np.float64), count, s.trees, s.depth, s.rate, s.ridge, s.rows, s.columns,
-        s.clip, s.seed,
-    )  # fmt: skip
+    rows, wanted = np.ascontiguousarray(binned), np.asarray(target, dtype=np.float64)
+    shares = (s.rate, s.ridge, s.rows, s.columns, s.clip, s.seed)
+    feature, border, leaves = _grow(rows, wanted, count, s.trees, s.depth, *shares)
     return Forest.quantised(feature, border, leaves)
 
 
@@ -94,7 +93,6 @@ def _grow(
     np.random.seed(seed)  # noqa: NPY002 - the compiled generator
     features, rows = binned.shape
     width = 1 << depth
-    bins = count.max() + 1
     feature = np.zeros((trees, depth), np.uint8)
     border = np.full((trees, depth), 255, np.uint8)
     leaves = np.zeros((trees, width), np.float32)
@@ -102,19 +100,14 @@ def _grow(
     taken = max(1, int(rows * row_share))
     order = np.arange(rows)
     use = np.zeros(features, np.bool_)
-    table = np.zeros((features, width, bins, 2), np.float32)
+    table = np.zeros((features, width, count.max() + 1, 2), np.float32)
     pull = np.empty(taken, np.float32)
     leaf = np.zeros(taken, np.int64)
     for t in range(trees):
+        _draw(order, taken, use, count, column_share)
         for i in range(taken):
-            j = i + np.random.randint(0, rows - i)  # noqa: NPY002
-            order[i], order[j] = order[j], order[i]
-        for i in range(taken):
-            r = target[order[i]] - answer[order[i]]
-            pull[i] = min(max(r, -clip), clip)
+            pull[i] = min(max(target[order[i]] - answer[order[i]], -clip), clip)
             leaf[i] = 0
-        for f in range(features):
-            use[f] = count[f] > 0 and np.random.random() < column_share  # noqa: NPY002
         for d in range(depth):
             _fill(table, binned, order, taken, leaf, pull, use, d)
             best, cut = _split(table, count, use, 1 << d, ridge)
@@ -126,24 +119,49 @@ def _grow(
             for i in range(taken):
                 if row[order[i]] > cut:
                     leaf[i] |= 1 << d
-        total = np.zeros(width)
-        seen = np.zeros(width)
-        for i in range(taken):
-            total[leaf[i]] += pull[i]
-            seen[leaf[i]] += 1.0
-        for x in range(width):
-            leaves[t, x] = rate * total[x] / (seen[x] + ridge)
-        for i in range(rows):
-            x = 0
-            for d in range(depth):
-                if binned[feature[t, d], i] > border[t, d]:
-                    x |= 1 << d
-            answer[i] += leaves[t, x]
+        _settle(leaves[t], leaf, pull, rate, ridge)
+        _add(answer, binned, feature[t], border[t], leaves[t])
     return feature, border, leaves
 
 
 @nb.njit(cache=True)
-def _fill(table: Any, binned: Any, order: Any, taken: Any, leaf: Any, pull: Any, use: Any, depth: Any) -> None:
+def _draw(order: Any, taken: Any, use: Any, count: Any, share: Any) -> None:
+    """Shuffle the first ``taken`` rows to the front, and choose the features that this tree may ask about."""
+    rows = order.size
+    for i in range(taken):
+        j = i + np.random.randint(0, rows - i)  # noqa: NPY002
+        order[i], order[j] = order[j], order[i]
+    for f in range(use.size):
+        use[f] = count[f] > 0 and np.random.random() < share  # noqa: NPY002
+
+
+@nb.njit(cache=True)
+def _settle(values: Any, leaf: Any, pull: Any, rate: Any, ridge: Any) -> None:
+    """Set each leaf to its rows' mean pull, shrunk."""
+    total = np.zeros(values.size)
+    seen = np.zeros(values.size)
+    for i in range(leaf.size):
+        total[leaf[i]] += pull[i]
+        seen[leaf[i]] += 1.0
+    for x in range(values.size):
+        values[x] = rate * total[x] / (seen[x] + ridge)
+
+
+@nb.njit(cache=True)
+def _add(answer: Any, binned: Any, feature: Any, border: Any, values: Any) -> None:
+    """Add one tree's answer to all rows."""
+    for i in range(answer.size):
+        x = 0
+        for d in range(feature.size):
+            if binned[feature[d], i] > border[d]:
+                x |= 1 << d
+        answer[i] += values[x]
+
+
+@nb.njit(cache=True)
+def _fill(
+    table: Any, binned: Any, order: Any, taken: Any, leaf: Any, pull: Any, use: Any, depth: Any
+) -> None:
     """Count rows and pulls by feature, leaf and bin. The lower half of a split is the whole less its upper half."""
     half = (1 << depth) >> 1
     for f in range(binned.shape[0]):

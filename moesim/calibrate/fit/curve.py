@@ -59,14 +59,16 @@ def fit_curves(imported: Imported) -> Iterator[tuple[GroupKey, Curve]]:
 
 def _curve(part: pd.DataFrame) -> Curve:
     curves: dict[tuple[str, int], tuple[FloatArray, FloatArray]] = {}
-    for (device, ranks), mine in part.groupby(["device", "ranks"], observed=True):
+    for names, mine in part.groupby(["device", "ranks"], observed=True):
+        device, ranks = str(names[0]), int(str(names[1]))
         sizes, seconds = mine["size"].to_numpy(dtype=np.float64), mine["seconds"].to_numpy(dtype=np.float64)
         if sizes.size >= 4:
-            curves[str(device), int(ranks)] = (sizes, seconds)
+            curves[device, ranks] = (sizes, seconds)
     fits = {key: _fit(*curve, rate_of(*key)) for key, curve in curves.items()}
     by_ranks = {n: [f for (_, m), f in fits.items() if m == n] for n in {n for _, n in fits}}
     errors: dict[str, dict[str, dict[str, float]]] = {"points": {}, "device": {}}
-    log_points, log_devices = [], []
+    log_points: list[FloatArray] = []
+    log_devices: list[FloatArray] = []
     for name in sorted({device for device, _ in fits}):
         point, other = [], []
         for (device, ranks), (sizes, seconds) in curves.items():

@@ -81,7 +81,7 @@ def groups_of(imported: Imported) -> Iterator[GroupData]:
             clock,
             part["device"].astype(str).to_numpy(dtype=np.str_),
             part["version"].astype(str).to_numpy(dtype=np.str_),
-            part.groupby(list(family.shape), observed=True).ngroup().to_numpy(dtype=np.int64),
+            part.groupby(list(family.shape), observed=True).ngroup().to_numpy().astype(np.int64),
         )
 
 
@@ -113,7 +113,6 @@ def _compute(family: str, dtype: str) -> Dtype:
     return "fp8" if dtype.startswith("fp8_kv") else "bf16"
 
 
-
 def _gemm(column: Callable[[str], FloatArray], _: pd.DataFrame, dtype: str, machine: Machine) -> Features:
     form = TYPES[dtype]
     return features.gemm_features(
@@ -123,8 +122,10 @@ def _gemm(column: Callable[[str], FloatArray], _: pd.DataFrame, dtype: str, mach
 
 def _moe(column: Callable[[str], FloatArray], _: pd.DataFrame, dtype: str, machine: Machine) -> Features:
     form = TYPES[dtype]
-    names = ("tokens", "rows", "touched", "hidden", "inner", "ups", "experts", "ep", "top_k", "skew")
-    return features.moe_features(*map(column, names), form.value_bytes, form.input_bytes, machine)
+    return features.moe_features(
+        column("tokens"), column("rows"), column("touched"), column("hidden"), column("inner"), column("ups"),
+        column("experts"), column("ep"), column("top_k"), column("skew"), form.value_bytes, form.input_bytes, machine,
+    )  # fmt: skip
 
 
 def _attention(*, decode: bool) -> Callable[..., Features]:
@@ -143,9 +144,11 @@ def _attention(*, decode: bool) -> Callable[..., Features]:
 def _exchange(column: Callable[[str], FloatArray], part: pd.DataFrame, dtype: str, _: Machine) -> Features:
     link = part["device"].astype(str).map(_link).to_numpy(dtype=np.float64)
     value = {"bf16": 2.0, "fp8": 1.0 + 4.0 / 128, "nvfp4": 0.5625}[dtype]
-    names = ("tokens", "hidden", "top_k", "experts", "ranks", "nodes", "sms")
-    combine = (part["phase"] == "combine").to_numpy(dtype=np.float64)
-    return features.exchange_features(*map(column, names), value * np.ones(len(part)), combine, link)
+    combine = np.asarray(part["phase"] == "combine", dtype=np.float64)
+    return features.exchange_features(
+        column("tokens"), column("hidden"), column("top_k"), column("experts"), column("ranks"), column("nodes"),
+        column("sms"), value * np.ones(len(part)), combine, link,
+    )  # fmt: skip
 
 
 def _link(device: str) -> float:

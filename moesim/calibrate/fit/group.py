@@ -85,7 +85,9 @@ def fit_group(data: GroupData, plan: Plan | None = None, *, holdouts: bool = Tru
         if error is None:
             error = learner.target[mine] - forest.answer(learner.binned[:, mine])
         if holdouts and "shapes" in errors:
-            errors["shapes"]["coverage"] = coverage(error, regime[where], data.shape[where], len(_REGIMES) + 1)
+            errors["shapes"]["coverage"] = coverage(
+                error, regime[where], data.shape[where], len(_REGIMES) + 1
+            )
         devices[name] = DeviceFit(
             forest, learner.cycles[name], int(mine.size), tuple(sorted(set(data.version[mine].tolist()))),
             interval_of(error, regime[where], len(_REGIMES) + 1), errors,
@@ -106,7 +108,8 @@ class _Learner:
         self.draw = np.random.default_rng(plan.seed)
         self.names = sorted(set(data.device.tolist()))
         self.cycles = {
-            name: float(np.quantile((data.seconds * data.clock)[data.device == name], 0.01)) for name in self.names
+            name: float(np.quantile((data.seconds * data.clock)[data.device == name], 0.01))
+            for name in self.names
         }
         self.common = float(np.median(list(self.cycles.values())))
         self.borders = borders_of(data.features.matrix[:, self._some(np.arange(data.rows), plan.pooled_rows)])
@@ -160,7 +163,7 @@ class _Learner:
             left, found = [], []
             for number in range(tried):
                 out = mine[fold == number]
-                if out.size == 0 or out.size == mine.size:
+                if out.size in {0, mine.size}:
                     continue
                 answer = self.own(mine[fold != number]).answer(self.binned[:, out])
                 left.append(out)

@@ -160,12 +160,20 @@ def _work(rows: pd.DataFrame, device: DeviceSpec, sizes_of: Any, *, decode: bool
             continue
         if decode:
             keys = n * np.where(window > 0, np.minimum(window, context), context)
-            flop, read, own = keys * sizes.decode_pair_flop, keys * sizes.decode_key_bytes, n * sizes.sequence_bytes
+            flop, read, own = (
+                keys * sizes.decode_pair_flop,
+                keys * sizes.decode_key_bytes,
+                n * sizes.sequence_bytes,
+            )
             arithmetic = flop * price.decode_flop_s
             memory = read * price.decode_kv_s + own * price.decode_seq_s
         else:
             # a prompt without a cached prefix: its own keys are in the token bytes
-            flop, read, own = n * pairs(context, window) * sizes.prefill_pair_flop, 0.0, n * context * sizes.token_bytes
+            flop, read, own = (
+                n * pairs(context, window) * sizes.prefill_pair_flop,
+                0.0,
+                n * context * sizes.token_bytes,
+            )
             arithmetic, memory = flop * price.prefill_flop_s, own * price.prefill_token_s
         bound = np.maximum(arithmetic, memory)
         parts.append(part.assign(flop=flop, bytes=read + own, bound_s=bound))

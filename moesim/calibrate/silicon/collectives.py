@@ -17,6 +17,7 @@ from moesim.cost.layout import group_on
 from moesim.spec.topology import single_node_cluster
 
 if TYPE_CHECKING:
+    from moesim.cost.pricing import FloatArray
     from moesim.spec.hardware import DeviceSpec
 
 __all__ = [
@@ -30,7 +31,15 @@ __all__ = [
 ]
 
 _MS, _US = 1e-3, 1e-6
-_VALUE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "half": 2.0, "int8": 1.0, "fp8": 1.0, "default": 2.0, "nvfp4": 0.5625}
+_VALUE_BYTES = {
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "half": 2.0,
+    "int8": 1.0,
+    "fp8": 1.0,
+    "default": 2.0,
+    "nvfp4": 0.5625,
+}
 _PATTERNS = {
     "all_reduce": "all_reduce",
     "all_gather": "all_gather",
@@ -92,7 +101,7 @@ def read_nccl(raw: pd.DataFrame, _table: str) -> pd.DataFrame:
     )
 
 
-def _bound(pattern: str, size: np.ndarray, group: Group) -> np.ndarray:
+def _bound(size: FloatArray, group: Group) -> FloatArray:
     """Return the least time physics allows: each device's own bytes over its link, no latency, no step twice.
 
     A switch that adds or multicasts on its own lets a device send every byte once; a ring sends it twice. So only
@@ -106,15 +115,15 @@ def _bound(pattern: str, size: np.ndarray, group: Group) -> np.ndarray:
 def _work(rows: pd.DataFrame, device: DeviceSpec, column: str) -> pd.DataFrame:
     parts = []
     for (pattern, ranks), part in rows.groupby([column, "ranks"], observed=True):
-        group = group_of(device.name, int(ranks))
+        group = group_of(device.name, int(str(ranks)))
         size = part["size"].to_numpy()
-        bound = _bound(str(pattern), size, group) if group else np.full(len(part), np.nan)
+        bound = _bound(size, group) if group else np.full(len(part), np.nan)
         price = _price(str(pattern), size, group) if group else np.full(len(part), np.nan)
         parts.append(part.assign(flop=0.0, bytes=size, bound_s=bound, model_s=price))
     return pd.concat(parts)
 
 
-def _price(pattern: str, size: np.ndarray, group: Group) -> np.ndarray:
+def _price(pattern: str, size: FloatArray, group: Group) -> FloatArray:
     """Return what the cost model's formula says, seconds."""
     if pattern == "all_reduce":
         return collectives.all_reduce(size, group)
@@ -139,7 +148,9 @@ def read_exchange(raw: pd.DataFrame, table: str) -> pd.DataFrame:
         tidy = raw[raw["phase"].isin(["dispatch", "combine"])]
         return pd.DataFrame(
             {
-                "dtype": tidy["comm_dtype"].map({"bfloat16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4", "default": "bf16"}),
+                "dtype": tidy["comm_dtype"].map(
+                    {"bfloat16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4", "default": "bf16"}
+                ),
                 "kernel": tidy["comm_backend"].astype(str),
                 "phase": tidy["phase"],
                 "ranks": tidy["ep_size"].astype(np.int64),
@@ -185,7 +196,9 @@ def exchange_work(rows: pd.DataFrame, device: DeviceSpec) -> pd.DataFrame:
     group = group_of(device.name, 4)
     if group is None:
         return rows.assign(flop=0.0, bytes=np.nan, bound_s=np.nan)
-    value = rows["dtype"].map({"bf16": 2.0, "fp8": 1.0 + 4.0 / 128, "nvfp4": 0.5625}).to_numpy(dtype=np.float64)
+    value = (
+        rows["dtype"].map({"bf16": 2.0, "fp8": 1.0 + 4.0 / 128, "nvfp4": 0.5625}).to_numpy(dtype=np.float64)
+    )
     ranks, top_k = rows["ranks"].to_numpy(dtype=np.float64), rows["top_k"].to_numpy(dtype=np.float64)
     targets = (ranks - 1) * (1 - (1 - 1 / ranks) ** top_k)
     size = rows["tokens"].to_numpy() * rows["hidden"].to_numpy() * value

@@ -86,7 +86,8 @@ def read_moe(raw: pd.DataFrame, _table: str) -> pd.DataFrame:
     tidy["kernel"] = raw["kernel_source"].map(kinds)
     tidy["skew"] = raw["distribution"].map(_skew).astype(np.float64)
     tidy["seconds"] = raw["latency"].astype(np.float64) * _MS
-    return tidy[np.isfinite(tidy["skew"]) & (tidy["experts"] % tidy["ep"] == 0)]
+    known: pd.DataFrame = tidy[np.isfinite(tidy["skew"]) & (tidy["experts"] % tidy["ep"] == 0)]
+    return known
 
 
 def rank_load(tokens: int, top_k: int, experts: int, ep: int, skew: float) -> tuple[float, float]:
@@ -137,8 +138,10 @@ def moe_work(rows: pd.DataFrame, device: DeviceSpec) -> pd.DataFrame:
     parts = []
     for dtype, part in rows.groupby("dtype", observed=True):
         form = TYPES[str(dtype)]
-        columns = (part[c].to_numpy(dtype=np.float64) for c in ("rows", "touched", "hidden", "inner", "ups"))
-        flop, size = fused_work(*columns, form.value_bytes, form.input_bytes)
+        count, touched, hidden, inner, ups = (
+            part[c].to_numpy(dtype=np.float64) for c in ("rows", "touched", "hidden", "inner", "ups")
+        )
+        flop, size = fused_work(count, touched, hidden, inner, ups, form.value_bytes, form.input_bytes)
         parts.append(roofline(part, device, form.compute, flop, size))
     return pd.concat(parts)
 
@@ -184,7 +187,9 @@ def _slow_hopper(rows: pd.DataFrame) -> tuple[Any, str]:
 
 def _group_limited(rows: pd.DataFrame) -> tuple[Any, str]:
     wrong = (
-        rows["framework"].isin(["vllm", "sglang"]) & (rows["skew"] == 0) & _is_shape(rows, (7168, 2048, 256, 8))
+        rows["framework"].isin(["vllm", "sglang"])
+        & (rows["skew"] == 0)
+        & _is_shape(rows, (7168, 2048, 256, 8))
     )
     return wrong, "balanced load of a router that picks groups of experts first: half the experts stay idle"
 
@@ -200,13 +205,29 @@ def contradictions(rows: pd.DataFrame) -> tuple[Any, str]:
 
     Their router cannot have dealt experts evenly. Compared are the medians of time over bound.
     """
-    cut = ["device", "framework", "dtype", "kernel", "hidden", "intermediate", "experts", "top_k", "moe_tp", "ep"]
+    cut = [
+        "device",
+        "framework",
+        "dtype",
+        "kernel",
+        "hidden",
+        "intermediate",
+        "experts",
+        "top_k",
+        "moe_tp",
+        "ep",
+    ]
     curve = rows.groupby(cut, observed=True).ngroup().to_numpy()
     ratio = np.log(rows["seconds"].to_numpy() / rows["bound_s"].to_numpy())
     even = rows["skew"].to_numpy() == 0
-    apart = pd.Series(ratio[even]).groupby(curve[even]).median() - pd.Series(ratio[~even]).groupby(curve[~even]).median()
+    apart = (
+        pd.Series(ratio[even]).groupby(curve[even]).median()
+        - pd.Series(ratio[~even]).groupby(curve[~even]).median()
+    )
     wrong = apart.index[apart > np.log(_CONTRADICTION)]
-    return even & np.isin(curve, wrong), "balanced load slower than a skewed one: experts were not dealt evenly"
+    return even & np.isin(
+        curve, wrong
+    ), "balanced load slower than a skewed one: experts were not dealt evenly"
 
 
 def mistuned(rows: pd.DataFrame) -> tuple[Any, str]:
@@ -216,11 +237,22 @@ def mistuned(rows: pd.DataFrame) -> tuple[Any, str]:
     over what launching, weights, arithmetic and the traffic of all rows take; its peers are the cuts within a
     factor of four in both degrees, and their lower quartile is the measure.
     """
-    cut = ["device", "framework", "dtype", "kernel", "hidden", "intermediate", "experts", "top_k", "moe_tp", "ep"]
+    cut = [
+        "device",
+        "framework",
+        "dtype",
+        "kernel",
+        "hidden",
+        "intermediate",
+        "experts",
+        "top_k",
+        "moe_tp",
+        "ep",
+    ]
     whole = rows["tokens"] * rows["top_k"] * (4 * rows["hidden"] + (2 * rows["ups"] + 4) * rows["inner"])
     # bytes over bound give the effective bandwidth of the row's device or less
     rate = (rows["bytes"] / rows["bound_s"]).groupby(rows["device"], observed=True).transform("max")
-    level = np.log(rows["seconds"] / (2e-5 + rows["bound_s"] + whole / rate))
+    level = pd.Series(np.log(rows["seconds"] / (2e-5 + rows["bound_s"] + whole / rate)), index=rows.index)
     curves = level.groupby([rows[c] for c in cut], observed=True).median().reset_index(name="level")
     wrong = np.zeros(len(curves), dtype=bool)
     for index in curves.groupby(cut[:-2], observed=True).indices.values():

@@ -12,7 +12,7 @@ import pandas as pd
 from moesim.calibrate.silicon import attention, collectives, experts, products
 from moesim.calibrate.silicon.tables import DEVICES, raw_tables, version_key
 from moesim.errors import SpecError
-from moesim.files import find, nearest
+from moesim.files import nearest
 from moesim.spec.base import load_spec
 from moesim.spec.hardware import DeviceSpec
 
@@ -110,9 +110,7 @@ FAMILIES: dict[str, Family] = {
         collectives.read_exchange,
         collectives.exchange_work,
     ),
-    "quantise": Family(
-        ("scale_matrix",), ("m", "k"), ("k",), products.read_quantise, products.quantise_work
-    ),
+    "quantise": Family(("scale_matrix",), ("m", "k"), ("k",), products.read_quantise, products.quantise_work),
 }
 
 
@@ -139,6 +137,11 @@ class ImportReport:
         if rows:
             key = (device, framework, reason)
             self.dropped[key] = self.dropped.get(key, 0) + int(rows)
+
+    def drop_rows(self, rows: pd.DataFrame, reason: str) -> None:
+        """Count dropped ``rows`` by device and framework."""
+        for device, framework, count in _counts(rows, ["device", "framework"]):
+            self.drop(device, framework, reason, count)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -209,7 +212,10 @@ def read_family(name: str, *, newest: bool = True) -> Imported:
             tidy.insert(1, "framework", raw.framework)
             tidy.insert(2, "version", raw.version)
             report.drop(
-                device, raw.framework, "type or kernel that no op of ours runs", len(raw.frame) - tidy.index.nunique()
+                device,
+                raw.framework,
+                "type or kernel that no op of ours runs",
+                len(raw.frame) - tidy.index.nunique(),
             )
             frames.append(_without_defects(tidy, family, report))
     rows = pd.concat([f for f in frames if len(f)], ignore_index=True)
@@ -220,19 +226,33 @@ def read_family(name: str, *, newest: bool = True) -> Imported:
         rows = _newest(rows, family, report)
     rows = _one_row_per_key(rows, family, report)
     rows = pd.concat(
-        [family.work(part.copy(), device_spec(str(name))) for name, part in rows.groupby("device", observed=True)],
+        [
+            family.work(part.copy(), device_spec(str(name)))
+            for name, part in rows.groupby("device", observed=True)
+        ],
         ignore_index=True,
     )
     no_bound = ~np.isfinite(rows["bound_s"].to_numpy())
-    for (device, framework), count in rows[no_bound].groupby(["device", "framework"], observed=True).size().items():
-        report.drop(str(device), str(framework), "the device states no peak or link for it", count)
+    report.drop_rows(rows[no_bound], "the device states no peak or link for it")
     rows = rows[~no_bound].reset_index(drop=True)
     rows = _without_outliers(rows, family, report)
     rows["possible"] = rows["seconds"] >= _TOLERANCE * rows["bound_s"]
-    bad = rows[~rows["possible"]].groupby(["device", "framework", "dtype"], observed=True).size()
-    report.impossible = {tuple(map(str, key)): int(n) for key, n in bad.items()}  # type: ignore[misc,attr-defined]
+    impossible = rows[~rows["possible"]]
+    report.impossible = {
+        (device, framework, dtype): count
+        for device, framework, dtype, count in _counts(impossible, ["device", "framework", "dtype"])
+    }
     report.kept = int(rows["possible"].sum())
     return Imported(name, rows, report)
+
+
+def _counts(rows: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
+    """Return (names..., rows) for every combination that occurs."""
+    if rows.empty:
+        return []
+    sizes = rows.groupby(columns, observed=True).size().reset_index(name="rows")
+    names = (sizes[c].astype(str) for c in columns)
+    return list(zip(*names, sizes["rows"].astype(int), strict=True))
 
 
 def _without_defects(rows: pd.DataFrame, family: Family, report: ImportReport) -> pd.DataFrame:
@@ -249,20 +269,18 @@ def _without_defects(rows: pd.DataFrame, family: Family, report: ImportReport) -
 def _without_outliers(rows: pd.DataFrame, family: Family, report: ImportReport) -> pd.DataFrame:
     for outlier in family.outliers:
         hit, reason = outlier(rows)
-        for (device, framework), count in (
-            rows[hit].groupby(["device", "framework"], observed=True).size().items()
-        ):
-            report.drop(str(device), str(framework), reason, count)
-        rows = rows[~hit].reset_index(drop=True)
+        report.drop_rows(rows[hit], reason)
+        left: pd.DataFrame = rows[~hit].reset_index(drop=True)
+        rows = left
     return rows
 
 
 def _finite(rows: pd.DataFrame, report: ImportReport) -> pd.DataFrame:
     seconds = rows["seconds"].to_numpy(dtype=np.float64)
     bad = ~(np.isfinite(seconds) & (seconds > 0))
-    for (device, framework), count in rows[bad].groupby(["device", "framework"], observed=True).size().items():
-        report.drop(str(device), str(framework), "no positive time", count)
-    return rows[~bad]
+    report.drop_rows(rows[bad], "no positive time")
+    timed: pd.DataFrame = rows[~bad]
+    return timed
 
 
 def _newest(rows: pd.DataFrame, family: Family, report: ImportReport) -> pd.DataFrame:
@@ -271,9 +289,9 @@ def _newest(rows: pd.DataFrame, family: Family, report: ImportReport) -> pd.Data
     rank = {v: i for i, v in enumerate(sorted(rows["version"].unique(), key=version_key))}
     age = rows["version"].map(rank).astype(np.int64)
     stale = age < age.groupby([rows[c] for c in group], observed=True).transform("max")
-    for (device, framework), count in rows[stale].groupby(["device", "framework"], observed=True).size().items():
-        report.drop(str(device), str(framework), "an older engine version of the shape", count)
-    return rows[~stale]
+    report.drop_rows(rows[stale], "an older engine version of the shape")
+    kept: pd.DataFrame = rows[~stale]
+    return kept
 
 
 def _one_row_per_key(rows: pd.DataFrame, family: Family, report: ImportReport) -> pd.DataFrame:
@@ -281,6 +299,6 @@ def _one_row_per_key(rows: pd.DataFrame, family: Family, report: ImportReport) -
     group = ["device", "framework", "version", "dtype", "kernel", *family.keys]
     rows = rows.sort_values("seconds", kind="stable")
     repeated = rows.duplicated(group)
-    for (device, framework), count in rows[repeated].groupby(["device", "framework"], observed=True).size().items():
-        report.drop(str(device), str(framework), "a repeated measurement of one point", count)
-    return rows[~repeated].sort_index()
+    report.drop_rows(rows[repeated], "a repeated measurement of one point")
+    kept: pd.DataFrame = rows[~repeated].sort_index()
+    return kept

@@ -67,9 +67,13 @@ def quantise_work(rows: pd.DataFrame, device: DeviceSpec) -> pd.DataFrame:
 
 
 def _host_bound(rows: pd.DataFrame) -> tuple[Any, str]:
-    small = rows["m"] <= 1024
-    wrong = (rows["framework"] == "vllm") & (rows["version"] == "0.24.0") & (rows["dtype"] == "fp8_block")
-    return small & wrong, "host-bound timing: vLLM 0.24.0 fp8_block small products cost 5 to 50 times its peers'"
+    wrong = (
+        (rows["framework"] == "vllm")
+        & (rows["version"] == "0.24.0")
+        & (rows["dtype"] == "fp8_block")
+        & (rows["device"] != "l40s")  # another kernel, timed as its peers are
+    )
+    return wrong, "host-bound timing: vLLM 0.24.0 fp8_block small products cost 5 to 50 times its peers'"
 
 
 DEFECTS = (_host_bound,)

@@ -18,7 +18,15 @@ from moesim.errors import DataMissing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DEVICES", "FRAMEWORKS", "RawTable", "package_version", "raw_tables", "systems_folder", "version_key"]
+__all__ = [
+    "DEVICES",
+    "FRAMEWORKS",
+    "RawTable",
+    "package_version",
+    "raw_tables",
+    "systems_folder",
+    "version_key",
+]
 
 _PACKAGE = "aiconfigurator_core"
 
@@ -93,7 +101,12 @@ def raw_tables(name: str) -> Iterator[RawTable]:
         raise DataMissing(f"the installed kernel tables hold no table {name!r}")
     for path in paths:
         folder, _, framework, version, _ = path.relative_to(root).parts
-        yield RawTable(folder, FRAMEWORKS.get(framework, framework), version, pq.read_table(path).to_pandas(strings_to_categorical=True))
+        yield RawTable(
+            folder,
+            FRAMEWORKS.get(framework, framework),
+            version,
+            pq.read_table(path).to_pandas(strings_to_categorical=True),
+        )
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -187,7 +187,7 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(_rounded(index), sort_keys=True) + "\n")
     arrays = {kind: np.concatenate(parts) for kind, parts in sorted(pack.parts.items())}
-    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **arrays)
 
 
 def _rounded(value: Any) -> Any:

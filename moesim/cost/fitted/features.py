@@ -279,8 +279,9 @@ def exchange_features(
     one = tokens * hidden * value_bytes
     bound = one * targets / link
     columns = [
-        _log(tokens), _log(np.asarray(hidden)), np.asarray(top_k), np.asarray(experts), np.asarray(ranks), np.asarray(nodes),
-        np.asarray(sms), np.asarray(value_bytes), np.asarray(combine), _log(one), _log(bound), _log(one / experts),
+        _log(tokens), _log(np.asarray(hidden)), np.asarray(top_k), np.asarray(experts), np.asarray(ranks),
+        np.asarray(nodes), np.asarray(sms), np.asarray(value_bytes), np.asarray(combine), _log(one), _log(bound),
+        _log(one / experts),
     ]  # fmt: skip
     return Features(_stack(columns, tokens.size), bound)
 

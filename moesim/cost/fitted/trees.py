@@ -29,7 +29,7 @@ def bins_of(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forest:
-    """Trees that ask, at each depth, one question of every row: is the feature's bin above a border?
+    """Trees that ask one question of every row at each depth: whether a feature's bin is above a border.
 
     Attributes
     ----------
