@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.calibrate.profiles import import_profile, scenario_skeleton
+from moesim.calibrate.profiles import import_profile, read_import, scenario_skeleton, write_import
 from moesim.calibrate.profiles.serving import RUN_COLUMNS
 from moesim.errors import SpecError
 from moesim.files import dump_yaml
@@ -221,3 +221,25 @@ def test_files_that_are_no_results(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(SpecError, match=message):
         import_profile(path, "serving")
+
+
+def test_an_import_is_kept_with_its_report(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "op,dtype,m,n,k,time_us\ngemm,bf16,8192,8192,8192,1\ngemm,bf16,1,2,3,5\ngem,bf16,1,2,3,5\n"
+    )
+    for found in (
+        import_profile(write(tmp_path / "r.json", run_of())),
+        import_profile(table, device="h100-sxm"),
+    ):
+        write_import(tmp_path / "kept.parquet", found)
+        frame, report = read_import(tmp_path / "kept.parquet")
+        pd.testing.assert_frame_equal(frame, found.frame)
+        assert {k: v for k, v in report.items() if k != "version"} == found.as_dict()
+    assert frame["possible"].tolist() == [True, False]
+    assert report["faster_than_bound_rows"] == 1
+    frame.to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(SpecError, match="moesim calibrate import wrote"):
+        read_import(tmp_path / "other.parquet")
+    with pytest.raises(SpecError, match="expected a parquet file"):
+        read_import(tmp_path / "missing.parquet")

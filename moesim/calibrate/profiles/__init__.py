@@ -28,5 +28,16 @@ Nothing is dropped silently: records read = kept + dropped, by reason.
 from moesim.calibrate.profiles.frame import COLUMNS, DIMS, ProfileImport
 from moesim.calibrate.profiles.importer import KINDS, Kind, import_profile
 from moesim.calibrate.profiles.replay import scenario_skeleton
+from moesim.calibrate.profiles.store import read_import, write_import
 
-__all__ = ["COLUMNS", "DIMS", "KINDS", "Kind", "ProfileImport", "import_profile", "scenario_skeleton"]
+__all__ = [
+    "COLUMNS",
+    "DIMS",
+    "KINDS",
+    "Kind",
+    "ProfileImport",
+    "import_profile",
+    "read_import",
+    "scenario_skeleton",
+    "write_import",
+]

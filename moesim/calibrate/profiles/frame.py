@@ -210,7 +210,8 @@ class Samples:
             raise SpecError(Problem(self.source, 0, "", f"{self.read} records", what))
         frame = add_work(self._frame())
         if (bad := int((~frame["possible"]).sum())) > 0:
-            notes = (*notes, f"{bad} rows are faster than the physical bound and are kept out of fits")
+            what = "kept out of fits (a clock that is off, or operands that stayed in a cache)"
+            notes = (*notes, f"{bad} rows are faster than main memory and peak rate allow: {what}")
         if unknown := int((frame["sized"] & frame["bound_s"].isna()).sum()):
             what = "their device, its peak or its link is not in the catalog"
             notes = (*notes, f"{unknown} rows could not be checked against physics: {what}")

@@ -29,7 +29,7 @@ _ACTIVITIES = {
 _HOST = {"cpu_op", "operator"}
 _LAUNCH = {"cuda_runtime", "cuda_driver", "runtime", "hip_runtime"}
 _UNKNOWN = "no op of ours"
-_CACHED = 200_000
+_CACHED = 50_000
 
 
 class Recorded:
