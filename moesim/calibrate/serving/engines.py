@@ -71,6 +71,11 @@ class EngineRule(Spec):
     """Share of ``max_num_batched_tokens`` that ends the wait."""
     wait_when: When = When()
     requests_per_slot: PositiveInt = 10
+    warmup_per_slot: NonNegativeInt = 0
+    """Requests per slot left out before the measured ones, without a pause between them: the measured ones find a
+    system in steady state. A client that waits for its warm-up to end has 0."""
+    range_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Shortest over nominal length, input and output uniform in between (1: all alike, and in lock-step)."""
     source: RuleSource
 
 

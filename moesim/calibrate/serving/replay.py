@@ -52,7 +52,7 @@ class Prediction:
     ----------
     id : of the row
     ttft_s, tpot_s : means over all requests, as the client computes them
-    tokens_per_s : output tokens over the time from first arrival to last finish
+    tokens_per_s : output tokens over the time from the first measured arrival to the last finish
     steps : engine steps of the run
     wall_s : seconds this took, pricing of the cell apart
     notes : what was assumed, e.g. that memory had to be stretched
@@ -154,6 +154,7 @@ class Replayer:
         driver = build(scenario, parts, requests)
         end = driver.run()
         records = driver.records
+        records = records[requests.warmup :]
         finished = records[records["status"] == Status.FINISHED]
         notes = tuple(note for p in parts.values() for note in p.notes)
         if len(finished) < len(records):
@@ -169,7 +170,7 @@ class Replayer:
             + extra.request_s
             + extra.token_s * float(finished["input"].mean()),
             tpot_s=float(tpot.mean()) if several.any() else float("nan"),
-            tokens_per_s=float(finished["output"].sum() / end),
+            tokens_per_s=float(finished["output"].sum() / (end - float(arrival.min()))),
             steps=int(sum(p.state.rep["steps"].sum() for p in driver.pools.values())),
             wall_s=time.perf_counter() - begun,
             notes=tuple(dict.fromkeys(notes)),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from moesim.calibrate.serving.engines import EngineRules, engine_of, rule_of
+from moesim.calibrate.serving.engines import EngineRule, EngineRules, engine_of, rule_of
 from moesim.calibrate.serving.rows import ServingRow, Shape
 from moesim.calibrate.silicon.tables import systems_folder
 from moesim.errors import DataMissing, SpecError
@@ -18,7 +18,7 @@ from moesim.spec.model import ModelSpec
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import Topology, resolve_cluster, single_node_cluster
-from moesim.spec.traffic import ClosedLoop, Fixed, TrafficSpec, UniformRange
+from moesim.spec.traffic import ClosedLoop, TrafficSpec, UniformRange
 
 __all__ = ["CHECKPOINTS", "NODES", "Checkpoint", "checkpoint_of", "model_of", "scenario_of", "topology_of"]
 
@@ -31,8 +31,6 @@ NODES: dict[str, str] = {
     "gb300": "gb300-nvl72",
 }
 """Package's name of a system -> node of the catalog."""
-_RANGE = 0.8
-"""Lengths of the InferenceMAX client: uniform in 80-100 % of nominal."""
 _MOST_REQUESTS, _FEWEST_PER_SLOT = 24_576, 3
 """Bounds on replayed requests: the mean over thousands of slots needs no tenth request of each."""
 _BLACKWELL = ("b200", "b300", "gb200", "gb300")
@@ -137,9 +135,9 @@ def scenario_of(
 ) -> ScenarioSpec:
     """Return a measured run as a scenario.
 
-    Closed loop: all slots are filled at time 0 (the client waits for its warm-up to finish before it starts), and
-    ten requests per slot are measured, all of them. Lengths are uniform in 80-100 % of nominal for InferenceMAX,
-    fixed for the other client.
+    Closed loop: all slots are filled at time 0, and ten requests per slot are measured. InferenceMAX's client waits
+    for its warm-up to finish before it starts, so the burst of the start is measured too; lengths are uniform in
+    80-100 % of nominal. What other clients did, the rules say.
 
     Raises
     ------
@@ -161,7 +159,7 @@ def scenario_of(
             node=topology.node,
             device=topology.device,
             model=model_of(chosen.config),
-            traffic=_traffic(row, rule.requests_per_slot),
+            traffic=_traffic(row, rule),
             routing=routing if not row.dense else None,
             deployment=Deployment(
                 **_pools(row, rules),
@@ -174,16 +172,15 @@ def scenario_of(
         raise SpecError(f"{row.id}: {first['msg']}") from None
 
 
-def _traffic(row: ServingRow, per_slot: int) -> TrafficSpec:
-    per_slot = max(min(per_slot, _MOST_REQUESTS // row.concurrency), _FEWEST_PER_SLOT)
-    lengths: Any = Fixed(input=row.isl, output=row.osl)
-    if row.client == "inferencemax":
-        lengths = UniformRange(input=row.isl, output=row.osl, range_ratio=_RANGE)
+def _traffic(row: ServingRow, rule: EngineRule) -> TrafficSpec:
+    per_slot = max(min(rule.requests_per_slot, _MOST_REQUESTS // row.concurrency), _FEWEST_PER_SLOT)
     return TrafficSpec(
         kind="traffic",
         name="serving-row",
-        arrivals=ClosedLoop(concurrency=row.concurrency, requests_per_slot=per_slot),
-        lengths=lengths,
+        arrivals=ClosedLoop(
+            concurrency=row.concurrency, requests_per_slot=per_slot, warmup_per_slot=rule.warmup_per_slot
+        ),
+        lengths=UniformRange(input=row.isl, output=row.osl, range_ratio=rule.range_ratio),
     )
 
 
