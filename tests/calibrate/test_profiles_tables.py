@@ -1,6 +1,8 @@
 """Nsight CSV and tables of one's own: units, sizes, reasons, and one clear line for every mistake."""
 
 import gzip
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -260,3 +262,23 @@ def test_a_type_without_a_peak_has_no_bound():
     assert row["sized"]
     assert np.isnan(row["bound_s"])
     assert row["possible"]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("folder", "device", "rows"), [("h20", "h20", 402), ("h800", "h800-sxm", 110)])
+def test_published_products_import_with_the_utilisation_their_authors_state(folder, device, rows):
+    """FP8 products of H20 and H800, measured by others: their own MFU column checks our work and peaks."""
+    root = Path(os.environ.get("MOESIM_SHARED") or Path(__file__).parents[2].parent / "shared")
+    path = root / "data" / "measured" / "h20_h800" / "gemm" / folder / "data.csv"
+    if not path.is_file():
+        pytest.skip(f"SHARED DATA MISSING: {path} (set MOESIM_SHARED)")
+    found = import_profile(path, device=device, constants={"op": "gemm", "dtype": "fp8"})
+    assert found.read == rows
+    balanced(found)
+    raw = pd.read_csv(path).groupby(["m", "n", "k"], as_index=False)[["mfu", "latency_us"]].median()
+    both = found.frame.merge(raw, on=["m", "n", "k"])
+    assert len(both) == len(found.frame)
+    np.testing.assert_allclose(both["seconds"], both["latency_us"] * 1e-6, rtol=1e-12)
+    peak = load_spec(DeviceSpec, device, "device").compute.peaks["fp8"]
+    assert (both["flop"] / both["seconds"] / peak / both["mfu"]).median() == pytest.approx(1.0, abs=0.01)
+    assert found.frame["possible"].mean() > 0.95
