@@ -233,5 +233,5 @@ def points(flop_limit: float = 2.5e9) -> Iterator[tuple[str, Dims]]:
     for name, op in MICRO.items():
         yield name, op.tiny
         for dims in itertools.product(*op.grid):
-            if op.flop(dims) <= flop_limit:
+            if dims != op.tiny and op.flop(dims) <= flop_limit:
                 yield name, dims
