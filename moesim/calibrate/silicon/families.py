@@ -214,7 +214,7 @@ def read_family(name: str, *, newest: bool = True) -> Imported:
             report.drop(
                 device,
                 raw.framework,
-                "type or kernel that no op of ours runs",
+                "a type, kernel or launch mode that no op here uses",
                 len(raw.frame) - tidy.index.nunique(),
             )
             frames.append(_without_defects(tidy, family, report))
