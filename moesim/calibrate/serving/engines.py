@@ -124,7 +124,8 @@ def engine_of(row: ServingRow, rule: EngineRule, shape: Shape, concurrency: int)
     """
     # where a script states fewer sequences than the sweep later sent, the limit was raised with the sweep
     sequences = concurrency if rule.max_num_seqs == "concurrency" else max(rule.max_num_seqs, concurrency)
-    tokens = max(_tokens(row, rule, concurrency), sequences)
+    tokens = _tokens(row, rule, concurrency)
+    sequences = min(sequences, tokens)
     block = rule.block_tokens or _BLOCK[rule.match.backend]
     return Engine(
         flavor=rule.match.backend,
