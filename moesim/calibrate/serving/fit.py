@@ -1,0 +1,150 @@
+"""Fit: host time of engines from runs of dense models; runs of models with experts are refused."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.calibrate.serving.overheads import Overhead, OverheadRule, OverheadTable
+from moesim.calibrate.serving.replay import Prediction
+from moesim.calibrate.serving.rows import ServingRow
+from moesim.errors import SpecError
+from moesim.files import dump_yaml
+
+__all__ = ["fit_overheads", "least_relative", "overheads_yaml"]
+
+FloatArray = npt.NDArray[np.float64]
+Replay = Callable[[Sequence[ServingRow], OverheadTable], Mapping[str, Prediction]]
+_ROUNDS = 4
+_FEWEST = 30
+"""Runs that two terms are worth being fitted on."""
+_QUEUED_S = 5.0
+"""TTFT beyond this is a queue's, not the host's."""
+
+
+def least_relative(design: FloatArray, target: FloatArray, scale: FloatArray) -> FloatArray:
+    """Return non-negative x that makes ``sum |design x - target| / scale`` least, by reweighted least squares.
+
+    Parameters
+    ----------
+    design : [n, k]
+    target, scale : [n]; scale positive
+    """
+    from scipy.optimize import nnls
+
+    a, b = design / scale[:, None], target / scale
+    weights = np.ones(len(b))
+    x = np.zeros(design.shape[1])
+    for _ in range(100):
+        root = np.sqrt(weights)
+        new = np.asarray(nnls(a * root[:, None], b * root)[0])
+        if np.allclose(new, x, rtol=1e-9, atol=0):
+            break
+        x = new
+        weights = 1 / np.maximum(np.abs(a @ x - b), 1e-6)
+    return x
+
+
+def fit_overheads(rows: Iterable[ServingRow], replay: Replay, stamp: str) -> OverheadTable:
+    """Return the terms of every engine that has enough dense runs.
+
+    Time per output token says step and sequence terms, the rest of TTFT the request and prompt-token terms. The terms
+    enter the simulator, so the fit goes around: replay, fit what is left, replay.
+
+    Parameters
+    ----------
+    rows : dense runs
+    replay : predictions of rows with a table of terms
+    stamp : names the estimators that the terms complete; other estimators need other terms
+
+    Raises
+    ------
+    SpecError : a run of a model with experts is among the rows
+    """
+    groups: dict[str, list[ServingRow]] = defaultdict(list)
+    for row in rows:
+        if not row.dense:
+            raise SpecError(f"{row.id}: {row.model} has experts; overheads are fitted on dense models only")
+        if not row.left_out:
+            groups[row.backend].append(row)
+    fitted: dict[str, Overhead] = {
+        backend: Overhead() for backend, members in groups.items() if len(members) >= _FEWEST
+    }
+    for _ in range(_ROUNDS):
+        table = _table(fitted, groups, stamp)
+        for backend, old in fitted.items():
+            members = groups[backend]
+            made = replay(members, table)
+            kept = [row for row in members if made[row.id].ok]
+            fitted[backend] = _improved(kept, made, old)
+    return _table(fitted, groups, stamp)
+
+
+def _improved(rows: Sequence[ServingRow], made: Mapping[str, Prediction], old: Overhead) -> Overhead:
+    measured = np.array([row.tpot_s for row in rows])
+    batch = np.array([row.concurrency / (row.shape.dp if row.shape else 1) for row in rows], dtype=np.float64)
+    design = np.column_stack([np.ones(len(rows)), batch])
+    # what the terms add now is taken off, so that they may shrink as well as grow
+    without = np.array([made[row.id].tpot_s for row in rows]) - design @ np.array(
+        [old.step_s, old.sequence_s]
+    )
+    step, sequence = least_relative(design, measured - without, measured)
+    waits = np.array([row.ttft_s for row in rows])
+    prompt = np.array(
+        [0.9 * row.isl if row.client == "inferencemax" else row.isl for row in rows], dtype=np.float64
+    )
+    design = np.column_stack([np.ones(len(rows)), prompt])
+    without = np.array([made[row.id].ttft_s for row in rows]) - design @ np.array(
+        [old.request_s, old.token_s]
+    )
+    early = waits < _QUEUED_S
+    request, token = least_relative(design[early], (waits - without)[early], waits[early])
+    return Overhead(float(step), float(sequence), float(request), float(token))
+
+
+def _table(
+    fitted: Mapping[str, Overhead], groups: Mapping[str, list[ServingRow]], stamp: str
+) -> OverheadTable:
+    rules = []
+    for backend, terms in sorted(fitted.items()):
+        members = groups[backend]
+        models = ", ".join(sorted({row.model for row in members}))
+        rules.append(
+            {
+                "backend": backend,
+                "step": f"{terms.step_s * 1e6:.4g} us",
+                "sequence": f"{terms.sequence_s * 1e6:.4g} us",
+                "request": f"{terms.request_s * 1e3:.4g} ms",
+                "token": f"{terms.token_s * 1e6:.4g} us",
+                "versions": sorted({row.version or "not stated" for row in members}),
+                "rows": len(members),
+                "source": {
+                    "fields": ["*"],
+                    "cite": f"fitted on measured runs of {models} (silicon_sample.csv of aiconfigurator-core)",
+                    "note": f"beside kernel times: {stamp}",
+                },
+            }
+        )
+    return OverheadTable.model_validate({"kind": "overheads", "rules": rules})
+
+
+def overheads_yaml(table: OverheadTable) -> str:
+    """Return the table as a file for ``validation/fits``."""
+    rules: list[dict[str, Any]] = [_readable(rule) for rule in table.rules]
+    return dump_yaml({"kind": "overheads", "rules": rules})
+
+
+def _readable(rule: OverheadRule) -> dict[str, Any]:
+    data = rule.model_dump(mode="json", exclude_defaults=True)
+    for name, unit, factor in (
+        ("step", "us", 1e6),
+        ("sequence", "us", 1e6),
+        ("request", "ms", 1e3),
+        ("token", "us", 1e6),
+    ):
+        data[name] = f"{getattr(rule, name) * factor:.4g} {unit}"
+    return data
