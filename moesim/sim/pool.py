@@ -350,6 +350,7 @@ def _config(setup: PoolSetup, requests: Requests, *, seed: int, fast: bool) -> n
         "stop_first": setup.name == "prefill",
         "decode_side": setup.name == "decode",
         "fast": fast,
+        "ahead": engine.async_scheduling,
         "lanes": setup.pricing.lanes,
         "stages": setup.stages,
     }

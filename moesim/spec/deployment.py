@@ -72,6 +72,9 @@ class Engine(Spec):
     """Most prefill tokens of one step, where less than ``max_num_batched_tokens``."""
     prefill_first: bool = False
     """Prefill steps go before decode steps and never mix with them (SGLang's default without mixed chunks)."""
+    async_scheduling: bool = False
+    """A step is chosen while the one before it runs: it knows neither who came meanwhile nor the seats and blocks of
+    those who finish (vLLM's ``--async-scheduling``). Hides host time, costs a newcomer one step."""
     poll_steps: PositiveInt = 1
     """Decode steps between two looks for new requests (SGLang's ``--scheduler-recv-interval``); a prefill step or an
     idle engine looks at once."""

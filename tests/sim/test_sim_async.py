@@ -32,7 +32,7 @@ def test_a_seat_is_free_one_step_after_its_request_has_left():
 
 def test_blocks_come_back_with_the_seat():
     # 4 + 4 blocks are in use; the third needs 2 that only the first gives back
-    state = ran([0.0, 0.0, 0.0], [12, 12, 8], [2, 4, 2], blocks=8)
+    state = ran([0.0, 0.0, 0.0], [13, 13, 8], [2, 4, 2], blocks=8)
     assert state.req["scheduled"].tolist() == [0.0, 0.0, 3.0]
 
 

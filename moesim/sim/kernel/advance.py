@@ -135,7 +135,11 @@ def _finish_lane(p, engine, lane, now):
         if req.generated >= req.output:
             req.status = _FINISHED
             req.finish = now
+            before = available(p, lane)
             release_blocks(p, lane, r)
+            if cfg.ahead:  # the next step was chosen while this one ran
+                p.lane[lane].late_seats += 1
+                p.lane[lane].late_blocks += available(p, lane) - before
         else:
             req.status = _HELD
         p.outbox[0] += 1
@@ -380,7 +384,7 @@ def enqueue(p, r, replica, now):
     else:
         req.replica = replica
     push_back(p, best, r)
-    if cfg.poll_steps > 1:
+    if cfg.poll_steps > 1 or cfg.ahead:
         p.lane[best].hidden += 1
     _present(p, replica, 1, now)
     p.rep[replica].tokens += req.input + req.generated
@@ -434,6 +438,8 @@ def fail_replica(p, replica, now):
             _expel(p, replica, lane, p.seats[0, lane, i], now, True)
         p.lane[lane].running = 0
         p.lane[lane].hidden = 0
+        p.lane[lane].late_seats = 0
+        p.lane[lane].late_blocks = 0
         p.lane[lane].waited = 0
         for cls in range(p.queue.shape[2]):
             while p.queue[0, lane, cls] >= 0:

@@ -10,8 +10,8 @@ __all__ = ["allocate", "available", "match_prefix", "register", "release_blocks"
 
 @nb.njit(cache=True)
 def available(p, lane):
-    """Blocks that a request could get: free ones, and cached ones that nobody uses."""
-    return p.lane[lane].free + p.lane[lane].idle * p.cfg[0].hash_blocks
+    """Blocks that a request could get: free ones, and cached ones that nobody uses, less those given back too late."""
+    return p.lane[lane].free + p.lane[lane].idle * p.cfg[0].hash_blocks - p.lane[lane].late_blocks
 
 
 @nb.njit(cache=True)
@@ -46,9 +46,9 @@ def allocate(p, lane, count):
     """Take ``count`` blocks, evicting the longest idle cached blocks; False, and nothing taken, if short."""
     if count <= 0:
         return True
+    if available(p, lane) < count:
+        return False
     if p.lane[lane].free < count:
-        if available(p, lane) < count:
-            return False
         while p.lane[lane].free < count:
             block = p.lane[lane].lru_head
             _unlink(p, lane, block)

@@ -173,7 +173,8 @@ def _continue(p, lane, replica, budget, chunk, decodes, prefills):
 def _admit(p, lane, replica, now, budget, chunk):
     """Admit waiting requests, highest class first, until something is short."""
     cfg = p.cfg[0]
-    while p.lane[lane].running < cfg.max_seqs and budget > 0 and p.lane[lane].waiting > p.lane[lane].hidden:
+    seats = cfg.max_seqs - p.lane[lane].late_seats
+    while p.lane[lane].running < seats and budget > 0 and p.lane[lane].waiting > p.lane[lane].hidden:
         cls = 0
         while cls < p.queue.shape[2] and p.queue[0, lane, cls] < 0:
             cls += 1
@@ -246,6 +247,16 @@ def _look(p, lane, prefilled):
 
 
 @nb.njit(cache=True)
+def _catch_up(state):
+    """Learn who came and what was given back while the last step ran; says whether there was anything."""
+    news = state.hidden > 0 or state.late_seats > 0
+    state.hidden = 0
+    state.late_seats = 0
+    state.late_blocks = 0
+    return news
+
+
+@nb.njit(cache=True)
 def _holds_back(p, lane):
     """Say whether new prompts still wait for company, and count the step they wait.
 
@@ -277,6 +288,8 @@ def schedule_lane(p, lane, replica, now):
     state = p.lane[lane]
     if cfg.poll_steps > 1:
         _look(p, lane, state.prefills > 0)
+    elif cfg.ahead and state.running == 0:
+        _catch_up(state)  # with no step in progress there is nothing to be ahead of
     state.tokens = 0
     state.rows = 0
     state.decodes = 0
@@ -308,3 +321,5 @@ def schedule_lane(p, lane, replica, now):
         and state.decodes > 0
     ):
         state.steady = 1
+    if cfg.ahead and _catch_up(state):
+        state.steady = 0  # the next step knows more than this one did

@@ -58,6 +58,7 @@ LANE = np.dtype(
         ("lru_head", "i4"), ("lru_tail", "i4"), ("tokens", "i4"), ("rows", "i4"), ("decodes", "i4"),
         ("prefills", "i4"), ("steady", "i4"), ("swap_blocks", "i4"),
         ("hidden", "i4"), ("since", "i4"), ("waited", "i4"), ("holding", "i4"),
+        ("late_seats", "i4"), ("late_blocks", "i8"),
     ],
     align=True,
 )  # fmt: skip
@@ -81,11 +82,13 @@ CONFIG = np.dtype(
         ("max_len", "i8"), ("seed", "u8"), ("draft", "i4"), ("chunked", "i4"), ("prefill_first", "i4"),
         ("prefix", "i4"), ("swap", "i4"), ("priority", "i4"), ("admission", "i4"), ("stop_first", "i4"),
         ("decode_side", "i4"), ("fast", "i4"), ("lanes", "i4"), ("stages", "i4"), ("hash_tokens", "i4"),
+        ("ahead", "i4"),
     ],
     align=True,
 )  # fmt: skip
 """``hash_blocks``: KV blocks in one hash block of ``hash_tokens`` tokens. ``admission``: 0 blocks of the first chunk,
-1 of the prompt, 2 of prompt and output. ``stop_first``: a prefill pool. ``decode_side``: a decode pool."""
+1 of the prompt, 2 of prompt and output. ``ahead``: a step is chosen while the one before it runs. ``stop_first``: a
+prefill pool. ``decode_side``: a decode pool."""
 
 
 class PoolState(NamedTuple):

@@ -16,7 +16,14 @@ from moesim.cost.pricing import AttentionTable, AttentionTerm, FloatArray, OpInf
 from moesim.errors import DataMissing, SpecError
 from moesim.spec.model import ModelSpec
 
-__all__ = ["KernelTables", "attention_errors", "graph_sizes", "read_kernels", "table_pricing"]
+__all__ = [
+    "KernelTables",
+    "attention_errors",
+    "graph_sizes",
+    "product_errors",
+    "read_kernels",
+    "table_pricing",
+]
 
 _MICRO = 1e-6
 _COLUMNS = {
@@ -27,7 +34,6 @@ _COLUMNS = {
 _ONCE = ("embedding", "final_layernorm")
 """Layers that run once per step; the others run once per block, the norm twice."""
 _KEYS = ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]
-_DENSE_KINDS = {"act_fn": "memory", "embedding": "memory", "rotary_emb": "memory", "sampler": "memory"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +110,8 @@ def table_pricing(
 
     Returns
     -------
-    linear between measured counts; attention as ``attention_table`` says
+    products cost what the next measured count costs, other layers lie on a line; attention as
+    ``attention_table`` says. ``product_errors`` and ``attention_errors`` are the hold-outs behind both choices
 
     Raises
     ------
@@ -125,8 +132,9 @@ def table_pricing(
     calls = {
         name: 1 if name in _ONCE else 2 * blocks if name == "layernorm" else blocks for name in tables.dense
     }
-    lane = np.stack([_line(tables.dense[name], run) * calls[name] for name in tables.dense])
-    head = np.stack([_line(tables.head[name], np.arange(max_seqs + 1)) for name in tables.head])
+    lane = np.stack([_line(tables.dense[name], run, _kind(str(name))) * calls[name] for name in tables.dense])
+    rows = np.arange(max_seqs + 1)
+    head = np.stack([_line(tables.head[name], rows, _kind(str(name))) for name in tables.head])
     lane[:, 0] = head[:, 0] = 0.0
     term = AttentionTerm(
         "full",
@@ -156,18 +164,54 @@ def table_pricing(
         devices=1,
         flop_per_token=flops_per_token(model, "forward"),
         bytes_per_step=float("nan"),
-        notes=("every time is measured, per layer, on this card; between measured counts it is linear",),
+        notes=(
+            "every time is measured per layer on this card; between counts, products pay for the next one",
+        ),
     )
 
 
-def _line(column: pd.Series[float], at: npt.NDArray[np.int64]) -> FloatArray:
-    return np.asarray(np.interp(at, column.index.to_numpy(), column.to_numpy()))
+def _line(column: pd.Series[float], at: npt.NDArray[np.int64], kind: str) -> FloatArray:
+    """Return seconds at counts ``at``: products run whole tiles, so they cost what the next measured count costs."""
+    nodes, seconds = column.index.to_numpy(), column.to_numpy(dtype=np.float64)
+    if kind == "gemm":
+        return np.asarray(seconds[np.searchsorted(nodes, at)])
+    return np.asarray(np.interp(at, nodes, seconds))
 
 
 def _infos(frame: pd.DataFrame, phase: Literal["lane", "head"]) -> tuple[OpInfo, ...]:
-    names = [str(name) for name in frame]
-    kinds = ["memory" if "norm" in name else _DENSE_KINDS.get(name, "gemm") for name in names]
-    return tuple(OpInfo(name, phase, kind, "measured") for name, kind in zip(names, kinds, strict=True))
+    return tuple(OpInfo(str(name), phase, _kind(str(name)), "measured") for name in frame)
+
+
+def _kind(name: str) -> Literal["gemm", "memory"]:
+    return "gemm" if name.endswith("_proj") or name == "lm_head" else "memory"
+
+
+def product_errors(tables: KernelTables, rule: Literal["next", "linear"]) -> tuple[FloatArray, FloatArray]:
+    """Predict the products at odd multiples of 16 tokens, from 64 on, from the multiples of 32.
+
+    The counts between measurements are not ends of a tile (these are multiples of 16, all measured); nor are the
+    counts left out here, where tiles are multiples of 32.
+
+    Parameters
+    ----------
+    rule : what the next measured count costs, or a line between the two
+
+    Returns
+    -------
+    predicted, measured : [products x counts] seconds
+    """
+    parts = []
+    for name in tables.dense:
+        if _kind(str(name)) == "gemm":
+            column = tables.dense[name]
+            column = column[column.index.to_numpy() >= 64]
+            even = column.index.to_numpy() % 32 == 0
+            kept, left = column[even], column[~even]
+            how = "gemm" if rule == "next" else "memory"
+            parts.append(
+                (_line(kept, left.index.to_numpy(dtype=np.int64), how), left.to_numpy(dtype=np.float64))
+            )
+    return np.concatenate([p for p, _ in parts]), np.concatenate([m for _, m in parts])
 
 
 def attention_table(rows: pd.DataFrame, blocks: int) -> AttentionTable:

@@ -53,6 +53,7 @@ class RecordedRuns(Spec):
     block_tokens: PositiveInt
     max_num_batched_tokens: PositiveInt
     prefix_caching: bool
+    async_scheduling: bool
     runs: tuple[RecordedRun, ...]
     sources: tuple[Source, ...]
 
@@ -69,6 +70,7 @@ def engine_of(runs: RecordedRuns, run: RecordedRun) -> Engine:
         max_num_batched_tokens=runs.max_num_batched_tokens,
         block_tokens=runs.block_tokens,
         prefix_caching=runs.prefix_caching,
+        async_scheduling=runs.async_scheduling,
         kv_blocks=run.kv_blocks,
         max_model_len=run.max_model_len,
     )

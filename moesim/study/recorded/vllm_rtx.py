@@ -15,7 +15,7 @@ from moesim.errors import DataMissing
 from moesim.files import read_yaml
 from moesim.spec.base import load_spec, validate
 from moesim.spec.model import ModelSpec
-from moesim.study.recorded.kernels import attention_errors, read_kernels, table_pricing
+from moesim.study.recorded.kernels import attention_errors, product_errors, read_kernels, table_pricing
 from moesim.study.recorded.runs import RecordedRun, RecordedRuns, engine_of, read_requests, replay
 
 __all__ = ["FOLDER", "recorded_runs", "replay_run", "run"]
@@ -43,8 +43,8 @@ def run(
     """Return the suite's answer.
 
     Metrics by card: ``<device>_ttft``, ``_tpot``, ``_e2e`` over requests; ``<device>_ttft_mean`` ... the relative
-    error of the mean (what simulators of this data quote); ``attention_linear`` and ``attention_log``: mixed
-    attention off the grid, interpolated either way.
+    error of the mean (what simulators of this data quote). Hold-outs: ``attention_linear`` and ``attention_log``,
+    mixed attention off the grid; ``product_next`` and ``product_linear``, products at counts left out.
 
     Parameters
     ----------
@@ -119,13 +119,15 @@ def _figures(name: str, pairs: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _hold_out(runs: RecordedRuns, folder: Path) -> dict[str, dict[str, float]]:
-    """Score both ways to interpolate attention on the card whose measurements go off the grid."""
-    found = {}
-    for rule in ("linear", "log"):
-        parts = []
-        for one in runs.runs:
-            tables = read_kernels(folder / one.folder)
-            parts.append(attention_errors(tables.attention, 1, rule))
-        predicted, measured = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
-        found[f"attention_{rule}"] = errors(predicted, measured).as_dict()
-    return found
+    """Score both ways to read between measurements, over both cards."""
+    cards = [read_kernels(folder / one.folder) for one in runs.runs]
+    tried = {
+        "attention_linear": [attention_errors(card.attention, 1, "linear") for card in cards],
+        "attention_log": [attention_errors(card.attention, 1, "log") for card in cards],
+        "product_next": [product_errors(card, "next") for card in cards],
+        "product_linear": [product_errors(card, "linear") for card in cards],
+    }
+    return {
+        name: errors(np.concatenate([p for p, _ in parts]), np.concatenate([m for _, m in parts])).as_dict()
+        for name, parts in tried.items()
+    }
