@@ -12,12 +12,13 @@ from moesim.cost.fitted.attention import attention_term
 from moesim.cost.fitted.exchange import exchange_seconds
 from moesim.cost.fitted.features import (
     Features,
+    Machine,
     gemm_features,
     machine_of,
     moe_features,
     quantise_features,
 )
-from moesim.cost.fitted.formats import FORMATS, kernel_of
+from moesim.cost.fitted.formats import FORMATS, Kernel, kernel_of
 from moesim.errors import SpecError
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ class Fitted:
         if work is None:
             return np.full(op.tokens.shape, np.nan)
         launched = op.launches * place.launch.seconds(op.tokens)
-        fused = op.kind == "memory" and op.name.startswith(_FUSED)
-        slower = work if fused else np.maximum(work, np.where(np.isnan(work), np.nan, launched))
+        slower = work if _fused(op) else np.maximum(work, np.where(np.isnan(work), np.nan, launched))
         return np.where(op.tokens > 0, op.layers * slower, 0.0)
 
     def attention(self, shape: AttentionShape, place: Place) -> AttentionTerm | None:
@@ -104,11 +104,11 @@ class Fitted:
         """Return seconds of one layer without what eager launches add, [tokens]."""
         if op.exchange is not None:
             return exchange_seconds(self.artifact, self.framework, op, place)
+        if _fused(op):  # inside the measured expert kernel, where there is one
+            return None if self._expert_group(op, place.device) is None else np.zeros(op.tokens.shape)
         found = self._kernel(op, place.device)
         if found is None:
             return None
-        if op.kind == "memory" and op.name.startswith(_FUSED):
-            return np.zeros(op.tokens.shape)  # inside the measured expert kernel
         _, group, features = found
         seconds = group.seconds(features, place.device.name, _clock(place.device))
         if op.kind == "grouped_gemm":
@@ -118,7 +118,7 @@ class Fitted:
     def _kernel(self, op: Op, device: DeviceSpec) -> tuple[GroupKey, Group, Features] | None:
         if op.kind == "gemm":
             return self._gemm(op, device)
-        if op.kind == "grouped_gemm" or op.name.startswith(_FUSED):
+        if op.kind == "grouped_gemm":
             return self._experts(op, device)
         if op.kind == "memory" and op.dtype == "fp8" and "quantise" in op.name:
             return self._quantise(op, device)
@@ -136,7 +136,8 @@ class Fitted:
         m = np.maximum(op.flop / (2 * n * k), 1.0)
         return *found, gemm_features(m, np.array(n), np.array(k), form.value_bytes, form.input_bytes, machine)
 
-    def _experts(self, op: Op, device: DeviceSpec) -> tuple[GroupKey, Group, Features] | None:
+    def _expert_group(self, op: Op, device: DeviceSpec) -> tuple[GroupKey, Group, Kernel, Machine] | None:
+        """Return the group of the routed experts that ``op`` belongs to, product or pass beside it."""
         dims = dict(op.dims)
         if "hidden" not in dims or not op.stored:
             return None
@@ -147,22 +148,24 @@ class Fitted:
             return None
         kernels = (*_KERNELS, "nongated") if dims["ups"] == 2 else ("nongated", *_KERNELS)
         found = self._find("moe", name, device.name, kernels)
+        return None if found is None else (*found, FORMATS[name], machine)
+
+    def _experts(self, op: Op, device: DeviceSpec) -> tuple[GroupKey, Group, Features] | None:
+        found = self._expert_group(op, device)
         if found is None:
             return None
-        form = FORMATS[name]
+        key, group, form, machine = found
+        dims = dict(op.dims)
         hidden, inner, ups, top_k, experts, ep = (
             np.array(float(dims[c])) for c in ("hidden", "inner", "ups", "top_k", "experts", "ep")
         )
-        if op.kind == "grouped_gemm":
-            values = float(dims["n"]) * dims["k"]
-            rows, touched = op.flop / (2 * values), op.weight_bytes / (values * form.value_bytes)
-        else:  # nothing is asked of it but whether the experts' kernel is known
-            rows = touched = np.ones(op.tokens.shape)
+        values = float(dims["n"]) * dims["k"]
+        rows, touched = op.flop / (2 * values), op.weight_bytes / (values * form.value_bytes)
         features = moe_features(
             op.tokens.astype(np.float64), rows, touched, hidden, inner, ups, experts, ep, top_k,
             np.array(self.skew), form.value_bytes, form.input_bytes, machine,
         )  # fmt: skip
-        return *found, features
+        return key, group, features
 
     def _quantise(self, op: Op, device: DeviceSpec) -> tuple[GroupKey, Group, Features] | None:
         found, machine = self._find("quantise", "fp8", device.name), machine_of(device, "bf16")
@@ -196,6 +199,10 @@ class Fitted:
 
         ordered = tuple(sorted(kernels, key=lambda kernel: (-rows(kernel), kernel)))
         return self._find(family, dtype, device, ordered)
+
+
+def _fused(op: Op) -> bool:
+    return op.kind == "memory" and op.name.startswith(_FUSED)
 
 
 def _clock(device: DeviceSpec) -> float:
