@@ -51,6 +51,7 @@ class RuleSource(Spec):
 
     cite: str
     url: str = ""
+    note: str = ""
 
 
 class EngineRule(Spec):
