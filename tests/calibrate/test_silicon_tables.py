@@ -217,6 +217,11 @@ class TestOutliers:
         assert (experts.contradictions(rows)[0] == slow.to_numpy()).all()
         assert not experts.contradictions(self.curves(1.0))[0].any()
 
+    def test_a_spike_is_one_point_above_both_neighbours(self) -> None:
+        rows = pd.DataFrame({"seconds": [1e-6, 1e-6, 9e-6, 2e-6, 9e-6], "size": [1.0, 2.0, 4.0, 8.0, 16.0]})
+        rows = rows.assign(device="h100-sxm", framework="nccl", kernel="all_reduce", ranks=8)
+        assert collectives.spikes(rows)[0].tolist() == [False, False, True, False, False]
+
     def test_known_defects(self) -> None:
         slow = moe_rows(dtype="fp8", kernel="cutlass")
         assert experts._slow_hopper(slow)[0].all()

@@ -6,7 +6,7 @@ Sizes in the tables are elements, not bytes. Times are milliseconds, except of e
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NODES",
+    "OUTLIERS",
     "all_reduce_work",
     "exchange_work",
     "nccl_work",
     "read_all_reduce",
     "read_exchange",
     "read_nccl",
+    "spikes",
 ]
 
 _MS, _US = 1e-3, 1e-6
@@ -140,6 +142,20 @@ def all_reduce_work(rows: pd.DataFrame, device: DeviceSpec) -> pd.DataFrame:
 def nccl_work(rows: pd.DataFrame, device: DeviceSpec) -> pd.DataFrame:
     """Add bytes and the link bound of NCCL's collectives."""
     return _work(rows, device, "pattern")
+
+
+def spikes(rows: pd.DataFrame) -> tuple[Any, str]:
+    """Return single points twice as slow as the next smaller and the next larger message both."""
+    ordered = rows.sort_values(["device", "framework", "kernel", "ranks", "size"])
+    curve = ordered.groupby(["device", "framework", "kernel", "ranks"], observed=True)["seconds"]
+    around = np.fmax(curve.shift(1), curve.shift(-1))
+    both = curve.shift(1).notna() & curve.shift(-1).notna()
+    hit = (both & (ordered["seconds"] > 2 * around)).reindex(rows.index)
+    return hit.to_numpy(), "a spike: twice as slow as both neighbouring sizes"
+
+
+OUTLIERS = (spikes,)
+"""Points that contradict their neighbours."""
 
 
 def read_exchange(raw: pd.DataFrame, table: str) -> pd.DataFrame:

@@ -95,6 +95,7 @@ FAMILIES: dict[str, Family] = {
         ("ranks", "size"),
         collectives.read_all_reduce,
         collectives.all_reduce_work,
+        outliers=collectives.OUTLIERS,
     ),
     "nccl": Family(
         ("nccl",),
@@ -102,6 +103,7 @@ FAMILIES: dict[str, Family] = {
         ("pattern", "ranks", "size"),
         collectives.read_nccl,
         collectives.nccl_work,
+        outliers=collectives.OUTLIERS,
     ),
     "expert_exchange": Family(
         ("moe_a2a", "wideep_deepep_normal", "wideep_deepep_ll"),
