@@ -270,7 +270,7 @@ def load_bands(path: Path) -> Bands:
     ------
     SpecError : the file is wrong
     """
-    return validate(Bands, read_yaml(path, path.name))
+    return validate(Bands, read_yaml(path, str(path)))
 
 
 def check_bands(bands: Iterable[Band], figures: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
