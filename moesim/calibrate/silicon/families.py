@@ -184,12 +184,13 @@ def device_spec(name: str) -> DeviceSpec:
     return load_spec(DeviceSpec, name, "device")
 
 
-def read_family(name: str, *, newest: bool = True) -> Imported:
+def read_family(name: str, *, newest: bool = True, device: str = "", framework: str = "*") -> Imported:
     """Read every file of one family.
 
     Parameters
     ----------
     name : key of ``FAMILIES``
+    device, framework : read only this device of the catalog, this engine; by default all
     newest : keep one engine version per (device, framework, dtype, kernel, shape): the newest without a defect
 
     Raises
@@ -201,20 +202,21 @@ def read_family(name: str, *, newest: bool = True) -> Imported:
         known = ", ".join(FAMILIES)
         raise SpecError(f"kernel family {name!r}: expected one of {known}{nearest(name, FAMILIES)}")
     family, report = FAMILIES[name], ImportReport(name)
+    folder = next((f for f, known in DEVICES.items() if known == device), "none") if device else "*"
     frames = []
     for table in family.tables:
-        for raw in raw_tables(table):
+        for raw in raw_tables(table, folder, framework):
             report.read += len(raw.frame)
-            device = DEVICES.get(raw.folder)
-            if device is None:
+            spec = DEVICES.get(raw.folder)
+            if spec is None:
                 report.drop(raw.folder, raw.framework, "no device of the catalog", len(raw.frame))
                 continue
             tidy = family.read(raw.frame, table)
-            tidy.insert(0, "device", device)
+            tidy.insert(0, "device", spec)
             tidy.insert(1, "framework", raw.framework)
             tidy.insert(2, "version", raw.version)
             report.drop(
-                device,
+                spec,
                 raw.framework,
                 "a type, kernel or launch mode that no op here uses",
                 len(raw.frame) - tidy.index.nunique(),

@@ -88,17 +88,21 @@ def package_version() -> str:
         return "unknown"
 
 
-def raw_tables(name: str) -> Iterator[RawTable]:
+def raw_tables(name: str, folder: str = "*", framework: str = "*") -> Iterator[RawTable]:
     """Yield every file of the table ``name`` (``gemm``, ``moe``, ...), sorted by path.
+
+    Parameters
+    ----------
+    folder, framework : only those of one device's folder, of one engine
 
     Raises
     ------
     DataMissing : the extra is not installed, or it has no such table
     """
     root = systems_folder() / "data"
-    paths = sorted(root.glob(f"*/*/*/*/{name}_perf.parquet"))
+    paths = sorted(root.glob(f"{folder}/*/{framework}/*/{name}_perf.parquet"))
     if not paths:
-        raise DataMissing(f"the installed kernel tables hold no table {name!r}")
+        raise DataMissing(f"the installed kernel tables hold no table {name!r} of {folder} and {framework}")
     for path in paths:
         folder, _, framework, version, _ = path.relative_to(root).parts
         yield RawTable(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from moesim.cost.roofline import Origin, Place
     from moesim.spec.hardware import DeviceSpec, Dtype
 
-__all__ = ["FRAMEWORKS", "Fitted", "Framework"]
+__all__ = ["FRAMEWORKS", "Fitted", "Framework", "launched"]
 
 Framework = Literal["vllm", "sglang", "trtllm"]
 FRAMEWORKS: tuple[Framework, ...] = ("vllm", "sglang", "trtllm")
@@ -70,9 +70,7 @@ class Fitted:
         work = self._work(op, place)
         if work is None:
             return np.full(op.tokens.shape, np.nan)
-        launched = op.launches * place.launch.seconds(op.tokens)
-        slower = work if _fused(op) else np.maximum(work, np.where(np.isnan(work), np.nan, launched))
-        return np.where(op.tokens > 0, op.layers * slower, 0.0)
+        return launched(op, place, work) if not _fused(op) else op.layers * work
 
     def attention(self, shape: AttentionShape, place: Place) -> AttentionTerm | None:
         """Return the bound's coefficients with the grids of measured time over bound, or None where unknown."""
@@ -199,6 +197,12 @@ class Fitted:
 
         ordered = tuple(sorted(kernels, key=lambda kernel: (-rows(kernel), kernel)))
         return self._find(family, dtype, device, ordered)
+
+
+def launched(op: Op, place: Place, work: FloatArray) -> FloatArray:
+    """Return seconds of all layers from measured ``work`` of one: at least the launches, nothing for no tokens."""
+    slower = np.maximum(work, np.where(np.isnan(work), np.nan, op.launches * place.launch.seconds(op.tokens)))
+    return np.where(op.tokens > 0, op.layers * slower, 0.0)
 
 
 def _fused(op: Op) -> bool:
