@@ -116,21 +116,27 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write an HTML page.", metavar="X.html")
     ] = None,
+    section: Annotated[
+        Path | None, typer.Option("--section", help="Replace the kernels' section of this Markdown file.")
+    ] = None,
     markdown_: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     json_: JsonFlag = False,
 ) -> None:
     """Show how far off the fits are on rows, shapes and devices that they have not seen."""
-    from moesim.calibrate.validate_kernels import markdown, run
+    from moesim.calibrate.validate_kernels import markdown, run, write_section
 
     answer = run(cache=artifact)
     if out:
         out.write_text(_page(markdown(answer)), encoding="utf-8")
         note(f"wrote {out}")
+    if section:
+        write_section(section, markdown(answer))
+        note(f"wrote {section}")
     if json_:
         emit_json(answer)
     elif markdown_:
         text(markdown(answer).rstrip("\n"))
-    elif not out:
+    elif not (out or section):
         rows = [
             [
                 name,

@@ -1,7 +1,7 @@
 """Fitted: kernel times learned from measurements, as plain data with its own evaluation (numpy alone)."""
 
 from moesim.cost.fitted.artifact import Artifact, Group, load_artifact, save_artifact, shipped
-from moesim.cost.fitted.estimator import FRAMEWORKS, Fitted, Framework, launched
+from moesim.cost.fitted.estimator import FRAMEWORKS, Fitted, Framework, chain_for, launched
 
 __all__ = [
     "FRAMEWORKS",
@@ -9,6 +9,7 @@ __all__ = [
     "Fitted",
     "Framework",
     "Group",
+    "chain_for",
     "launched",
     "load_artifact",
     "save_artifact",

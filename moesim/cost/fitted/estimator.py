@@ -19,6 +19,7 @@ from moesim.cost.fitted.features import (
     quantise_features,
 )
 from moesim.cost.fitted.formats import FORMATS, Kernel, kernel_of
+from moesim.cost.roofline import Chain, Roofline
 from moesim.errors import SpecError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from moesim.cost.roofline import Origin, Place
     from moesim.spec.hardware import DeviceSpec, Dtype
 
-__all__ = ["FRAMEWORKS", "Fitted", "Framework", "launched"]
+__all__ = ["FRAMEWORKS", "Fitted", "Framework", "chain_for", "launched"]
 
 Framework = Literal["vllm", "sglang", "trtllm"]
 FRAMEWORKS: tuple[Framework, ...] = ("vllm", "sglang", "trtllm")
@@ -97,6 +98,23 @@ class Fitted:
         (_, framework, _, _), group, _ = found
         fit = group.devices.get(place.device.name)
         return f"{framework} {', '.join(fit.versions)}" if fit else f"{framework}, fitted on other devices"
+
+    def versions(self, device: str) -> dict[str, tuple[str, ...]]:
+        """Return ``family -> engine versions`` that the own engine's fits on ``device`` were measured with."""
+        found: dict[str, set[str]] = {}
+        for (family, framework, _, _), group in self.artifact.groups.items():
+            if framework == self.framework and device in group.devices:
+                found.setdefault(family, set()).update(group.devices[device].versions)
+        return {family: tuple(sorted(versions)) for family, versions in sorted(found.items())}
+
+    def mismatch(self, device: str, version: str) -> str:
+        """Return one sentence where ``version`` of the engine is not the one measured on ``device``, else nothing."""
+        measured = {v for versions in self.versions(device).values() for v in versions}
+        if not measured or version in measured:
+            return ""
+        return (
+            f"kernel times were measured with {self.framework} {', '.join(sorted(measured))}, not {version}"
+        )
 
     def _work(self, op: Op, place: Place) -> FloatArray | None:
         """Return seconds of one layer without what eager launches add, [tokens]."""
@@ -197,6 +215,16 @@ class Fitted:
 
         ordered = tuple(sorted(kernels, key=lambda kernel: (-rows(kernel), kernel)))
         return self._find(family, dtype, device, ordered)
+
+
+def chain_for(framework: Framework, artifact: Artifact | None = None) -> Chain:
+    """Return the fitted kernels of an engine with the roofline bound behind them.
+
+    Raises
+    ------
+    DataMissing : no artifact was given and none is installed
+    """
+    return Chain((Fitted(framework, artifact) if artifact else Fitted(framework), Roofline()))
 
 
 def launched(op: Op, place: Place, work: FloatArray) -> FloatArray:
