@@ -35,6 +35,7 @@ class Settings:
     priority: bool = False
     swap: bool = False
     hash_tokens: int = 0
+    ahead: bool = False  # asynchronous scheduling; the reference does not know it
     poll: int = 1
     wait: int = 0
     wait_tokens: float = 0.0
@@ -425,6 +426,7 @@ def never_fits(r, s):
 
 def simulate(requests, homes, settings, prices):
     """Run requests (in order of arrival) on the replicas ``homes`` gives them; returns one ``Replica`` each."""
+    assert not settings.ahead
     return [
         _replica([r for r, home in zip(requests, homes, strict=True) if home == k], k, settings, prices)
         for k in range(settings.replicas)

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from worlds import COUNTERS, fed, one_by_one, open_pool, pricing, setup, worlds
 
+from moesim.sim.kernel import Status
 from moesim.spec.deployment import Engine
 from moesim.traffic.requests import make_requests
 
@@ -70,6 +71,15 @@ def test_where_the_advance_is_cut_does_not_matter(world, cuts):
             before = at
     cut.advance(np.inf, stop=False)
     same(cut, whole)
+
+
+@QUICK
+@given(world=worlds(drafts=0, ahead=True, poll=1, wait=0))
+def test_fast_path_of_asynchronous_scheduling(world):
+    fast = one_by_one(world.pool(fast=True), world.requests, world.homes)
+    slow = one_by_one(world.pool(fast=False), world.requests, world.homes)
+    same(fast, slow)
+    assert np.isin(slow.state.req["status"], (Status.FINISHED, Status.REJECTED)).all()
 
 
 def three_ways(engine, requests, lane, tokens=64, seqs=4, **made):

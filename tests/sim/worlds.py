@@ -111,6 +111,7 @@ class World:
             prefill_chunk=s.chunk, prefill_first=s.prefill_first, block_tokens=s.block, watermark=s.watermark,
             prefix_caching=s.hash_tokens > 0, preemption="swap" if s.swap else "recompute",
             scheduling="priority" if s.priority else "fcfs",
+            async_scheduling=s.ahead,
             poll_steps=s.poll,
             wait_steps=s.wait,
             wait_fill=s.wait_tokens / s.tokens,

@@ -313,9 +313,14 @@ def _start_step(p, engine, now, limit):
         return
     while True:
         total = 0
-        for k in range(lanes):
-            schedule_lane(p, engine * lanes + k, replica, now)
-            total += p.lane[engine * lanes + k].tokens
+        for _ in range(
+            1 + cfg.ahead
+        ):  # a step chosen ahead may be empty for want of what was just given back
+            for k in range(lanes):
+                schedule_lane(p, engine * lanes + k, replica, now)
+                total += p.lane[engine * lanes + k].tokens
+            if total > 0:
+                break
         if total == 0:
             p.eng[engine].end = math.inf
             return
