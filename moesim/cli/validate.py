@@ -19,6 +19,8 @@ __all__ = ["SUITES", "validate"]
 SUITES: dict[str, str] = {
     "silicon-kernels": "moesim.calibrate.validate_kernels:run",
     "silicon-serving": "moesim.calibrate.serving.suite:run",
+    "vllm-rtx": "moesim.study.recorded.vllm_rtx:run",
+    "h20-h800": "moesim.study.recorded.h20_h800:run",
 }
 """Suite -> ``module:function``. The function takes ``shared, cache, bands, quick, bound, progress`` by keyword and
 returns ``{suite, rows, covered, metrics, groups, bands}``."""

@@ -1,12 +1,13 @@
 """Recorded vLLM runs: tables become prices exactly, requests are read as they were, both cards within their bands."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.calibrate.serving.score import Band
+from moesim.calibrate.serving.score import load_bands
 from moesim.errors import DataMissing, SpecError
 from moesim.spec.base import load_spec
 from moesim.spec.deployment import Engine
@@ -21,16 +22,7 @@ from moesim.study.recorded.kernels import (
 from moesim.study.recorded.runs import engine_of, read_requests, replay
 from moesim.study.recorded.vllm_rtx import FOLDER, recorded_runs, run
 
-BANDS = (
-    Band(name="rtx-4090_ttft_mean.error", limit=0.05),
-    Band(name="rtx-4090_tpot_mean.error", limit=0.02),
-    Band(name="rtx-4090_e2e.median_ape", limit=0.02),
-    Band(name="rtx-pro-6000_tpot_mean.error", limit=0.02),
-    Band(name="rtx-pro-6000_ttft_mean.error", limit=0.05),
-    Band(name="rtx-pro-6000_ttft.median_ape", limit=0.08),
-    Band(name="attention_linear.mape", limit=0.05),
-    Band(name="product_next.mape", limit=0.005),
-)
+BANDS = load_bands(Path(__file__).resolve().parents[2] / "validation" / "bands.yaml").suites
 
 
 def tables(tmp_path, attention=None, dense=None):
@@ -198,8 +190,9 @@ def test_settings_state_their_sources():
 
 @pytest.mark.shared
 def test_both_cards_within_their_bands(shared):
-    answer = run(shared=shared, bands=BANDS)
+    answer = run(shared=shared, bands=BANDS["vllm-rtx"])
     assert answer["rows"] == 600
+    assert len(answer["bands"]) == 8
     assert all(band["ok"] for band in answer["bands"]), answer["bands"]
     # the measured means are the published ones (from queueing: 65.456 s and 7.097 s), here from arrival
     figures = answer["metrics"]
