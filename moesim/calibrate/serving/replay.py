@@ -19,6 +19,7 @@ from moesim.calibrate.serving.engines import EngineRules
 from moesim.calibrate.serving.overheads import Overhead, OverheadTable
 from moesim.calibrate.serving.rows import ServingRow
 from moesim.calibrate.serving.scenario import checkpoint_of, scenario_of
+from moesim.cost.load import RoutingLoad
 from moesim.cost.memory import MemoryPlan, memory_plan
 from moesim.cost.pricing import OpInfo, StepPricing
 from moesim.cost.roofline import Chain
@@ -33,12 +34,14 @@ from moesim.sim.setup import PoolParts
 from moesim.spec.deployment import Engine, Pool
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
+from moesim.spec.topology import Topology
 from moesim.traffic.sample import sample
 
 __all__ = ["Prediction", "Replayer", "replay_rows"]
 
 Progress = Callable[[float, str], None]
 Chains = Callable[[ServingRow], Chain]
+Routings = Callable[[ServingRow], RoutingSpec | None]
 _KEPT = 4
 """Priced workers kept: the rows of a cell come together, wide tables take tens of megabytes."""
 _SOURCES = ("calibrate/serving", "cost", "policies", "routing", "sim", "spec", "traffic")
@@ -82,7 +85,7 @@ class Replayer:
     chains : estimators for a row, best first; by default the roofline bound
     stamp : names the estimators and what they were fitted from: part of the key of every kept answer
     overheads : host time of engines per step, sequence and request; none: zero
-    routing : popularity of experts; none: uniform choice
+    routing : popularity of the experts of a row's model; none: uniform choice
     folder : where answers are kept; none: nowhere
     """
 
@@ -92,14 +95,16 @@ class Replayer:
         chains: Chains | None = None,
         stamp: str = "bound",
         overheads: OverheadTable | None = None,
-        routing: RoutingSpec | None = None,
+        routing: Routings | None = None,
         rules: EngineRules | None = None,
         folder: Path | None = None,
         seed: int = 0,
     ) -> None:
         self._chains: Chains = chains or (lambda _: Chain())
         self._stamp, self._overheads = stamp, overheads
-        self._routing, self._rules, self._folder, self._seed = routing, rules, folder, seed
+        self._routing: Routings = routing or (lambda _: None)
+        self._loads: dict[tuple[Any, ...], dict[str, RoutingLoad] | None] = {}
+        self._rules, self._folder, self._seed = rules, folder, seed
         self._priced: dict[tuple[Any, ...], StepPricing] = {}
         self.priced_s = 0.0
 
@@ -119,7 +124,10 @@ class Replayer:
     def _one(self, row: ServingRow, members: list[ServingRow]) -> Prediction:
         if row.left_out:
             return Prediction(row.id, error=row.left_out)
-        key = self._key(row)
+        try:
+            key = self._key(row)
+        except MoesimError as error:
+            return Prediction(row.id, error=str(error).splitlines()[0])
         kept = _load(self._folder, key)
         if kept is not None:
             return replace(kept, id=row.id)
@@ -136,14 +144,15 @@ class Replayer:
             replace(row, id="", source="", named="", duplicate_of="", ttft_s=0.0, tpot_s=0.0, repairs=())
         )
         overhead = None if self._overheads is None else asdict(self._overheads.of(row))
-        routing = None if self._routing is None else self._routing.model_dump(mode="json")
+        stated = self._routing(row)
+        routing = None if stated is None else stated.model_dump(mode="json")
         rules = None if self._rules is None else self._rules.model_dump(mode="json")
         parts = [inputs, overhead, routing, rules, self._stamp, self._seed, _sources_digest()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     # -- one run -----------------------------------------------------------------------------------------------------
     def _simulate(self, row: ServingRow, members: list[ServingRow]) -> Prediction:
-        scenario = scenario_of(row, seed=self._seed, routing=self._routing, rules=self._rules)
+        scenario = scenario_of(row, seed=self._seed, routing=self._routing(row), rules=self._rules)
         parts = {
             name: self._parts(row, members, scenario, name, pool)
             for name, pool in scenario.deployment.pools.items()
@@ -220,12 +229,22 @@ class Replayer:
             while len(self._priced) >= _KEPT:
                 self._priced.pop(next(iter(self._priced)))
             widest = pool.model_copy(update={"engine": wide})
-            load, _ = routing_load(scenario, topology, widest)
+            load = self._load(scenario, topology, widest)
             self._priced[key] = step_pricing(
                 scenario.model, topology, widest, scenario.deployment.precision, load, chain=self._chains(row)
             )
             self.priced_s += time.perf_counter() - begun
         return self._priced[key]
+
+    def _load(self, scenario: ScenarioSpec, topology: Topology, pool: Pool) -> dict[str, RoutingLoad] | None:
+        """Return what routing does to the experts; a skewed choice over many ranks takes a minute, so it is kept."""
+        model, cut, routing = scenario.model, pool.parallelism, scenario.routing
+        name = None if routing is None else routing.name
+        top = pool.engine.max_num_batched_tokens
+        key = (model.name, name, cut.tp, cut.dp, cut.ep, topology.devices_per_node, top)
+        if key not in self._loads:
+            self._loads[key] = routing_load(scenario, topology, pool)[0]
+        return self._loads[key]
 
 
 def _widths(engine: Engine) -> tuple[int, bool]:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import ValidationError
 
 from moesim.calibrate.serving.engines import EngineRule, EngineRules, engine_of, rule_of
@@ -14,13 +15,23 @@ from moesim.calibrate.silicon.tables import systems_folder
 from moesim.errors import DataMissing, SpecError
 from moesim.spec.deployment import Deployment, Parallelism, Pool, PrecisionChoice, Run
 from moesim.spec.huggingface import import_model
-from moesim.spec.model import ModelSpec
+from moesim.spec.model import ModelSpec, MoeFfn
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import Topology, resolve_cluster, single_node_cluster
 from moesim.spec.traffic import ClosedLoop, TrafficSpec, UniformRange
 
-__all__ = ["CHECKPOINTS", "NODES", "Checkpoint", "checkpoint_of", "model_of", "scenario_of", "topology_of"]
+__all__ = [
+    "CHECKPOINTS",
+    "NODES",
+    "Checkpoint",
+    "checkpoint_of",
+    "model_of",
+    "routing_of",
+    "scenario_of",
+    "skewed",
+    "topology_of",
+]
 
 NODES: dict[str, str] = {
     "h100_sxm": "dgx-h100",
@@ -31,6 +42,10 @@ NODES: dict[str, str] = {
     "gb300": "gb300-nvl72",
 }
 """Package's name of a system -> node of the catalog."""
+SKEW = 0.7
+"""Zipf exponent of the experts' popularity, see ``skewed``."""
+_ORDERS = 4
+"""Layers whose experts are popular in different orders."""
 _MOST_REQUESTS, _FEWEST_PER_SLOT = 24_576, 3
 """Bounds on replayed requests: the mean over thousands of slots needs no tenth request of each."""
 _BLACKWELL = ("b200", "b300", "gb200", "gb300")
@@ -112,6 +127,39 @@ def model_of(config: str) -> ModelSpec:
 
 
 @cache
+def skewed(experts: int, exponent: float = SKEW) -> RoutingSpec:
+    """Return a popularity of ``experts`` like that of recorded routers, the same for every model.
+
+    No measured serving run has a say in it. With one token of each of 8 to 32 sequences, gpt-oss-20b touches as many
+    distinct experts in a layer as Zipf weights with exponent 0.8 to 1.0 do, DeepSeek-V2-Lite as with 0.6 to 0.7.
+    """
+    draws = np.random.default_rng(0)
+    order = [draws.permutation(experts).tolist() for _ in range(_ORDERS)]
+    return RoutingSpec.model_validate(
+        {
+            "kind": "routing",
+            "name": f"zipf-{exponent:g}",
+            "router": {"kind": "popularity", "zipf": exponent, "order": order},
+            "sources": [
+                {
+                    "fields": ["*"],
+                    "cite": "distinct experts in recorded routing of gpt-oss-20b (ExpertFingerprinting) and "
+                    "DeepSeek-V2-Lite (ESFT), the middle of both",
+                }
+            ],
+        }
+    )
+
+
+def routing_of(row: ServingRow) -> RoutingSpec | None:
+    """Return the popularity of a run's experts, None for a network without experts."""
+    if row.dense:
+        return None
+    ffns = model_of(checkpoint_of(row).config).ffns.values()
+    return skewed(max(ffn.experts for ffn in ffns if isinstance(ffn, MoeFfn)))
+
+
+@cache
 def topology_of(system: str, devices: int = 1) -> Topology:
     """Return as many nodes of a system as hold ``devices``, on a fabric without contention.
 
@@ -160,7 +208,7 @@ def scenario_of(
             device=topology.device,
             model=model_of(chosen.config),
             traffic=_traffic(row, rule),
-            routing=routing if not row.dense else None,
+            routing=routing,
             deployment=Deployment(
                 **_pools(row, rules),
                 precision=PrecisionChoice(**{key: value for key, value in precision.items() if value}),

@@ -9,6 +9,7 @@ from moesim.calibrate.serving.estimators import chains, stamp
 from moesim.calibrate.serving.overheads import load_overheads
 from moesim.calibrate.serving.replay import Replayer, replay_rows
 from moesim.calibrate.serving.rows import ServingRow, distinct, read_rows
+from moesim.calibrate.serving.scenario import routing_of
 from moesim.calibrate.serving.score import Band, Sets, read_sets, report
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def run(
         chains=None if bound else chains,
         stamp="bound" if bound else stamp(),
         overheads=overheads,
+        routing=routing_of,
         folder=cache,
     )
     predictions = replay_rows(chosen, replayer, progress)
