@@ -282,6 +282,7 @@ class TestMoving:
     def test_ranks_patterns_and_networks_that_were_not_measured_are_unknown(self, fitted: Fitted) -> None:
         for op in (
             self.op("all_reduce", Ranks(6, 1, 450e9, 50e9)),
+            self.op("all_reduce", Ranks(8, 2, 450e9, 50e9)),
             self.op("all_reduce", Ranks(16, 2, 450e9, 50e9)),
             self.op("all_gather", self.ring),
             self.op("p2p", self.ring),
