@@ -129,13 +129,13 @@ def _table(
                 },
             }
         )
-    return OverheadTable.model_validate({"kind": "overheads", "rules": rules})
+    return OverheadTable.model_validate({"kind": "overheads", "rules": rules, "estimators": stamp})
 
 
 def overheads_yaml(table: OverheadTable) -> str:
     """Return the table as a file for ``validation/fits``."""
     rules: list[dict[str, Any]] = [_readable(rule) for rule in table.rules]
-    return dump_yaml({"kind": "overheads", "rules": rules})
+    return dump_yaml({"kind": "overheads", "estimators": table.estimators, "rules": rules})
 
 
 def _readable(rule: OverheadRule) -> dict[str, Any]:

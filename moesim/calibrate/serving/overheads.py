@@ -56,12 +56,27 @@ class OverheadTable(Spec):
     kind: Literal["overheads"]
     rules: tuple[OverheadRule, ...]
 
+    estimators: str = ""
+    """Stamp of the kernel times that the terms complete."""
+
+    def rule(self, row: ServingRow) -> OverheadRule | None:
+        """Return the rule for a run: its backend's, its client's own where there is one; or None."""
+        found = (r for r in self.rules if r.backend == row.backend and r.client in {None, row.client})
+        return next(found, None)
+
     def of(self, row: ServingRow) -> Overhead:
-        """Return the terms for a run: its backend's, its client's own where there are some."""
-        for rule in self.rules:
-            if rule.backend == row.backend and rule.client in {None, row.client}:
-                return Overhead(rule.step, rule.sequence, rule.request, rule.token)
-        return Overhead()
+        """Return the terms for a run, none where no rule matches."""
+        rule = self.rule(row)
+        return Overhead() if rule is None else Overhead(rule.step, rule.sequence, rule.request, rule.token)
+
+    def note(self, row: ServingRow) -> str:
+        """Return a warning where the terms come from other engine versions than the run's, else nothing."""
+        rule = self.rule(row)
+        if rule is None or not row.version or row.version in rule.versions:
+            return ""
+        return (
+            f"overheads of {row.backend} were fitted on {', '.join(rule.versions)}, this run is {row.version}"
+        )
 
 
 def load_overheads(path: Path | None = None) -> OverheadTable | None:

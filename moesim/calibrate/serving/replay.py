@@ -165,7 +165,9 @@ class Replayer:
         records = driver.records
         records = records[requests.warmup :]
         finished = records[records["status"] == Status.FINISHED]
-        notes = tuple(note for p in parts.values() for note in p.notes)
+        notes = [note for p in parts.values() for note in p.notes]
+        if self._overheads is not None:
+            notes += [note for note in [self._overheads.note(row)] if note]
         if len(finished) < len(records):
             lost = len(records) - len(finished)
             raise NoResult(f"{lost} of {len(records)} requests do not fit into the KV cache")

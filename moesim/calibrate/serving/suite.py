@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesim.calibrate.serving.estimators import chains, stamp
-from moesim.calibrate.serving.overheads import load_overheads
+from moesim.calibrate.serving.overheads import OverheadTable, load_overheads
 from moesim.calibrate.serving.replay import Replayer, replay_rows
 from moesim.calibrate.serving.rows import ServingRow, distinct, read_rows
 from moesim.calibrate.serving.scenario import routing_of
@@ -59,10 +59,17 @@ def run(
         rows = tuple(chosen)
     answer = report(rows, predictions, sets, bands)
     answer["estimators"] = "bound" if bound else stamp()
+    answer["warnings"] = _warnings(overheads, answer["estimators"])
     answer["overheads"] = (
         None if overheads is None else [rule.model_dump(mode="json") for rule in overheads.rules]
     )
     return answer
+
+
+def _warnings(overheads: OverheadTable | None, used: str) -> list[str]:
+    if overheads is None or overheads.estimators == used:
+        return []
+    return [f"the overheads complete other kernel times ({overheads.estimators}) than these ({used})"]
 
 
 def select(rows: tuple[ServingRow, ...], sets: Sets | None, quick: int = 0) -> list[ServingRow]:

@@ -1,0 +1,89 @@
+"""Fit of overheads: recovers what was put in, and touches no run of a model with experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moesim.calibrate.serving.fit import fit_overheads, least_relative, overheads_yaml
+from moesim.calibrate.serving.overheads import OverheadTable
+from moesim.calibrate.serving.replay import Prediction
+from moesim.calibrate.serving.rows import ServingRow, Shape
+from moesim.errors import SpecError
+from moesim.files import parse_yaml
+from moesim.spec.base import validate
+
+TRUE = (700e-6, 8e-6, 12e-3, 3e-6)
+
+
+def rows(count: int = 40) -> list[ServingRow]:
+    draws = np.random.default_rng(3)
+    made = []
+    for i in range(count):
+        batch, isl = int(draws.integers(1, 128)), int(draws.integers(100, 8000))
+        kernel = 5e-3 + 1e-5 * batch
+        made.append(
+            ServingRow(
+                id=f"r{i}", source="s", backend="vllm", version="0.18.0", model="Qwen/Qwen3-32B", named="n",
+                system="h100_sxm", precision="fp8", gemm="", moe="", mode="agg", isl=isl, osl=100,
+                concurrency=batch, shape=Shape(1, batch=batch), prefill=None, decode=None,
+                ttft_s=0.05 + TRUE[2] + TRUE[3] * isl, tpot_s=kernel + TRUE[0] + TRUE[1] * batch, client="aiperf",
+            )
+        )  # fmt: skip
+    return made
+
+
+def replayed(members, table: OverheadTable) -> dict[str, Prediction]:
+    """An engine whose steps simply take kernels plus overheads."""
+    found = {}
+    for row in members:
+        o = table.of(row)
+        tpot = 5e-3 + 1e-5 * row.concurrency + o.step_s + o.sequence_s * row.concurrency
+        found[row.id] = Prediction(row.id, 0.05 + o.request_s + o.token_s * row.isl, tpot)
+    return found
+
+
+def test_terms_that_were_put_in_are_found() -> None:
+    table = fit_overheads(rows(), replayed, "toy")
+    (rule,) = table.rules
+    assert (rule.step, rule.sequence, rule.request, rule.token) == pytest.approx(TRUE, rel=1e-3)
+    assert (rule.rows, rule.versions, table.estimators) == (40, ("0.18.0",), "toy")
+
+
+def test_a_few_wild_runs_do_not_move_the_terms() -> None:
+    made = rows()
+    made[::10] = [replace(row, tpot_s=9 * row.tpot_s) for row in made[::10]]
+    (rule,) = fit_overheads(made, replayed, "toy").rules
+    assert (rule.step, rule.sequence) == pytest.approx(TRUE[:2], rel=1e-2)
+
+
+def test_terms_are_never_negative() -> None:
+    slow = [replace(row, tpot_s=1e-3, ttft_s=1e-3) for row in rows()]
+    (rule,) = fit_overheads(slow, replayed, "toy").rules
+    assert (rule.step, rule.sequence, rule.request, rule.token) == (0, 0, 0, 0)
+
+
+def test_a_run_of_a_model_with_experts_is_refused() -> None:
+    with pytest.raises(SpecError, match="r0: openai/gpt-oss-120b has experts"):
+        fit_overheads([replace(rows(1)[0], model="openai/gpt-oss-120b")], replayed, "toy")
+
+
+def test_an_engine_with_few_runs_gets_no_terms() -> None:
+    assert fit_overheads(rows(10), replayed, "toy").rules == ()
+
+
+def test_the_file_reads_back_and_warns_of_other_versions() -> None:
+    table = fit_overheads(rows(), replayed, "toy")
+    again = validate(OverheadTable, parse_yaml(overheads_yaml(table), "overheads.yaml"))
+    assert again.rules[0].step == pytest.approx(table.rules[0].step, rel=1e-3)
+    row = rows(1)[0]
+    assert again.note(row) == ""
+    assert "fitted on 0.18.0, this run is 0.19.0" in again.note(replace(row, version="0.19.0"))
+    assert again.of(replace(row, backend="sglang")).step_s == 0
+
+
+def test_least_relative_is_the_median_for_a_constant() -> None:
+    target = np.array([1.0, 2.0, 3.0, 50.0, 4.0])
+    assert least_relative(np.ones((5, 1)), target, np.ones(5))[0] == pytest.approx(3.0, abs=1e-3)
