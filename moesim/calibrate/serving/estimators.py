@@ -6,8 +6,10 @@ import hashlib
 from functools import cache
 from typing import cast
 
+from moesim.calibrate.serving.products import Products
 from moesim.calibrate.serving.rows import ServingRow
-from moesim.cost.fitted import Fitted, Framework
+from moesim.calibrate.serving.scenario import checkpoint_of
+from moesim.cost.fitted import Artifact, Fitted, Framework, shipped
 from moesim.cost.fitted.artifact import SHIPPED
 from moesim.cost.roofline import Chain, Roofline
 from moesim.errors import DataMissing
@@ -16,19 +18,26 @@ from moesim.files import catalog_root
 __all__ = ["chains", "stamp"]
 
 
-def chains(row: ServingRow) -> Chain:
+def chains(row: ServingRow, artifact: Artifact | None = None) -> Chain:
     """Return the estimators for a run, best first: kernels of its engine, then the bound.
+
+    Parameters
+    ----------
+    artifact : fitted kernels; by default those that ship
 
     Raises
     ------
     DataMissing : the fitted kernels do not ship with this copy
+    SpecError : the run's checkpoint is not known
     """
-    return _chain(row.backend)
-
-
-@cache
-def _chain(backend: str) -> Chain:
-    return Chain((Fitted(framework=cast("Framework", backend)), Roofline()))
+    known = artifact if artifact is not None else shipped()
+    engine = cast("Framework", row.backend)
+    products = Products(
+        Fitted(framework=engine, artifact=known),
+        static_scales=checkpoint_of(row).static_scales,
+        nvfp4=Fitted(framework="sglang", artifact=known) if engine == "trtllm" else None,
+    )
+    return Chain((products, Roofline()))
 
 
 @cache

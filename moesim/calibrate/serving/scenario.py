@@ -58,18 +58,24 @@ class Checkpoint(NamedTuple):
     ----------
     config : stem of a file in the package's ``model_configs``
     weights, activations : types where they differ from the config's
+    static_scales : FP8 inputs have their scales in the checkpoint (ModelOpt), none is computed while serving
     """
 
     config: str
     weights: str | None = None
     activations: str | None = None
+    static_scales: bool = False
 
 
 CHECKPOINTS: dict[tuple[str, str], Checkpoint] = {
-    ("meta-llama/Meta-Llama-3.1-70B", "fp8"): Checkpoint("nvidia--Llama-3.1-70B-Instruct-FP8"),
+    ("meta-llama/Meta-Llama-3.1-70B", "fp8"): Checkpoint(
+        "nvidia--Llama-3.1-70B-Instruct-FP8", static_scales=True
+    ),
     ("meta-llama/Meta-Llama-3.1-70B", "fp4"): Checkpoint("meta-llama--Meta-Llama-3.1-70B", "nvfp4", "fp4"),
     ("meta-llama/Meta-Llama-3.1-8B", ""): Checkpoint("meta-llama--Meta-Llama-3.1-8B"),
-    ("meta-llama/Meta-Llama-3.1-8B", "fp8"): Checkpoint("meta-llama--Meta-Llama-3.1-8B", "fp8", "fp8"),
+    ("meta-llama/Meta-Llama-3.1-8B", "fp8"): Checkpoint(
+        "meta-llama--Meta-Llama-3.1-8B", "fp8", "fp8", static_scales=True
+    ),
     ("Qwen/Qwen3-32B", ""): Checkpoint("Qwen--Qwen3-32B"),
     ("Qwen/Qwen3-32B", "fp8"): Checkpoint("Qwen--Qwen3-32B-FP8-Static-PerTensor"),
     ("Qwen/Qwen3-32B", "fp4"): Checkpoint("Qwen--Qwen3-32B", "nvfp4", "fp4"),
