@@ -15,7 +15,11 @@ from moesim.errors import SpecError
 from moesim.files import parse_yaml
 from moesim.spec.base import validate
 
-TRUE = (700e-6, 8e-6, 12e-3, 3e-6)
+TRUE = (700e-6, 8e-6, 12e-3, 1.3)
+
+
+def prompt(isl: int) -> float:
+    return 0.02 + 1e-4 * isl
 
 
 def rows(count: int = 40) -> list[ServingRow]:
@@ -29,7 +33,7 @@ def rows(count: int = 40) -> list[ServingRow]:
                 id=f"r{i}", source="s", backend="vllm", version="0.18.0", model="Qwen/Qwen3-32B", named="n",
                 system="h100_sxm", precision="fp8", gemm="", moe="", mode="agg", isl=isl, osl=100,
                 concurrency=batch, shape=Shape(1, batch=batch), prefill=None, decode=None,
-                ttft_s=0.05 + TRUE[2] + TRUE[3] * isl, tpot_s=kernel + TRUE[0] + TRUE[1] * batch, client="aiperf",
+                ttft_s=TRUE[3] * prompt(isl) + TRUE[2], tpot_s=kernel + TRUE[0] + TRUE[1] * batch, client="aiperf",
             )
         )  # fmt: skip
     return made
@@ -41,14 +45,14 @@ def replayed(members, table: OverheadTable) -> dict[str, Prediction]:
     for row in members:
         o = table.of(row)
         tpot = 5e-3 + 1e-5 * row.concurrency + o.step_s + o.sequence_s * row.concurrency
-        found[row.id] = Prediction(row.id, 0.05 + o.request_s + o.token_s * row.isl, tpot)
+        found[row.id] = Prediction(row.id, o.prefill * prompt(row.isl) + o.request_s, tpot)
     return found
 
 
 def test_terms_that_were_put_in_are_found() -> None:
     table = fit_overheads(rows(), replayed, "toy")
     (rule,) = table.rules
-    assert (rule.step, rule.sequence, rule.request, rule.token) == pytest.approx(TRUE, rel=1e-3)
+    assert (rule.step, rule.sequence, rule.request, rule.prefill) == pytest.approx(TRUE, rel=1e-3)
     assert (rule.rows, rule.versions, table.estimators) == (40, ("0.18.0",), "toy")
 
 
@@ -62,12 +66,21 @@ def test_a_few_wild_runs_do_not_move_the_terms() -> None:
 def test_terms_are_never_negative() -> None:
     slow = [replace(row, tpot_s=1e-3, ttft_s=1e-3) for row in rows()]
     (rule,) = fit_overheads(slow, replayed, "toy").rules
-    assert (rule.step, rule.sequence, rule.request, rule.token) == (0, 0, 0, 0)
+    assert (rule.step, rule.sequence, rule.request, rule.prefill) == (0, 0, 0, 1)
 
 
 def test_a_run_of_a_model_with_experts_is_refused() -> None:
     with pytest.raises(SpecError, match="r0: openai/gpt-oss-120b has experts"):
         fit_overheads([replace(rows(1)[0], model="openai/gpt-oss-120b")], replayed, "toy")
+
+
+def test_an_engine_without_dense_runs_under_a_client_takes_its_own_terms_and_the_clients_request() -> None:
+    other = [replace(r, id=f"s{r.id}", backend="sglang", client="inferencemax") for r in rows()]
+    table = fit_overheads([*rows(), *other], replayed, "toy")
+    found = {(r.backend, r.client): r for r in table.rules}
+    assert set(found) == {(b, c) for b in ("vllm", "sglang") for c in ("aiperf", "inferencemax")}
+    assert found["sglang", "aiperf"].step == found["sglang", "inferencemax"].step
+    assert "no dense run" in found["sglang", "aiperf"].source.note
 
 
 def test_an_engine_with_few_runs_gets_no_terms() -> None:

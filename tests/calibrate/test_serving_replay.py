@@ -27,8 +27,8 @@ SGLANG = replace(
 )  # fmt: skip
 
 
-def table(step: str, sequence: str, request: str = "0 s", token: str = "0 s") -> OverheadTable:  # noqa: S107
-    rule = {"backend": "vllm", "step": step, "sequence": sequence, "request": request, "token": token, "rows": 1,
+def table(step: str, sequence: str, request: str = "0 s", prefill: float = 1.0) -> OverheadTable:
+    rule = {"backend": "vllm", "step": step, "sequence": sequence, "request": request, "prefill": prefill, "rows": 1,
             "source": {"fields": ["*"], "cite": "test"}}  # fmt: skip
     return OverheadTable.model_validate({"kind": "overheads", "rules": [rule]})
 
@@ -39,12 +39,21 @@ def only(row: ServingRow, **settings):
 
 def test_a_single_sequence_pays_each_overhead_once_per_token() -> None:
     plain = only(ONE)
-    loaded = only(ONE, overheads=table("500 us", "20 us", "3 ms", "1 us"))
+    loaded = only(ONE, overheads=table("500 us", "20 us", "3 ms"))
     assert loaded.tpot_s - plain.tpot_s == pytest.approx(520e-6, rel=1e-6)
-    # the first token pays its prefill step, the request and every prompt token (80-100 % of 256)
-    extra = loaded.ttft_s - plain.ttft_s - 520e-6 - 3e-3
-    assert 0.8 * 256e-6 <= extra <= 256e-6
+    assert loaded.ttft_s - plain.ttft_s == pytest.approx(520e-6 + 3e-3, rel=1e-6)
     assert plain.steps == loaded.steps
+
+
+def test_the_prefill_factor_touches_steps_beyond_the_graphs_alone() -> None:
+    long = replace(ONE, isl=4096)
+    plain, slower = only(long), only(long, overheads=table("0 s", "0 s", prefill=2.0))
+    assert slower.tpot_s == pytest.approx(plain.tpot_s, rel=1e-9)
+    # all of a prompt's step but sampling takes twice as long
+    assert slower.ttft_s == pytest.approx(2 * plain.ttft_s, rel=0.01)
+    # a prompt inside the graphs' reach has only its attention slowed
+    short = replace(ONE, isl=128)
+    assert only(short, overheads=table("0 s", "0 s", prefill=2.0)).ttft_s < 1.1 * only(short).ttft_s
 
 
 def test_the_mean_time_per_output_token_follows_from_the_run() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ __all__ = ["fit_overheads", "least_relative", "overheads_yaml"]
 
 FloatArray = npt.NDArray[np.float64]
 Replay = Callable[[Sequence[ServingRow], OverheadTable], Mapping[str, Prediction]]
+Key = tuple[str, str]
+"""(backend, client): a client stands for a way of deploying, with or without a front end before the engine."""
 _ROUNDS = 4
 _FEWEST = 30
 """Runs that two terms are worth being fitted on."""
+_MOST_PREFILL = 2.0
 _QUEUED_S = 5.0
 """TTFT beyond this is a queue's, not the host's."""
 
@@ -52,8 +56,8 @@ def least_relative(design: FloatArray, target: FloatArray, scale: FloatArray) ->
 def fit_overheads(rows: Iterable[ServingRow], replay: Replay, stamp: str) -> OverheadTable:
     """Return the terms of every engine that has enough dense runs.
 
-    Time per output token says step and sequence terms, the rest of TTFT the request and prompt-token terms. The terms
-    enter the simulator, so the fit goes around: replay, fit what is left, replay.
+    One rule per engine and client. Time per output token says step and sequence terms, TTFT the request term and the
+    factor on prefill steps. The terms enter the simulator, so the fit goes around: replay, fit what is left, replay.
 
     Parameters
     ----------
@@ -65,23 +69,23 @@ def fit_overheads(rows: Iterable[ServingRow], replay: Replay, stamp: str) -> Ove
     ------
     SpecError : a run of a model with experts is among the rows
     """
-    groups: dict[str, list[ServingRow]] = defaultdict(list)
+    groups: dict[Key, list[ServingRow]] = defaultdict(list)
     for row in rows:
         if not row.dense:
             raise SpecError(f"{row.id}: {row.model} has experts; overheads are fitted on dense models only")
         if not row.left_out:
-            groups[row.backend].append(row)
-    fitted: dict[str, Overhead] = {
-        backend: Overhead() for backend, members in groups.items() if len(members) >= _FEWEST
+            groups[row.backend, row.client].append(row)
+    fitted: dict[Key, Overhead] = {
+        key: Overhead() for key, members in groups.items() if len(members) >= _FEWEST
     }
     for _ in range(_ROUNDS):
         table = _table(fitted, groups, stamp)
-        for backend, old in fitted.items():
-            members = groups[backend]
+        for key, old in fitted.items():
+            members = groups[key]
             made = replay(members, table)
             kept = [row for row in members if made[row.id].ok]
-            fitted[backend] = _improved(kept, made, old)
-    return _table(fitted, groups, stamp)
+            fitted[key] = _improved(kept, made, old)
+    return _table(_completed(fitted), groups, stamp)
 
 
 def _improved(rows: Sequence[ServingRow], made: Mapping[str, Prediction], old: Overhead) -> Overhead:
@@ -93,39 +97,61 @@ def _improved(rows: Sequence[ServingRow], made: Mapping[str, Prediction], old: O
         [old.step_s, old.sequence_s]
     )
     step, sequence = least_relative(design, measured - without, measured)
-    waits = np.array([row.ttft_s for row in rows])
-    prompt = np.array(
-        [0.9 * row.isl if row.client == "inferencemax" else row.isl for row in rows], dtype=np.float64
-    )
-    design = np.column_stack([np.ones(len(rows)), prompt])
-    without = np.array([made[row.id].ttft_s for row in rows]) - design @ np.array(
-        [old.request_s, old.token_s]
-    )
+    waits, now = np.array([row.ttft_s for row in rows]), np.array([made[row.id].ttft_s for row in rows])
     early = waits < _QUEUED_S
-    request, token = least_relative(design[early], (waits - without)[early], waits[early])
-    return Overhead(float(step), float(sequence), float(request), float(token))
+    served = (now - old.request_s)[early]
+    request, factor = least_relative(
+        np.column_stack([np.ones(len(served)), served]), waits[early], waits[early]
+    )
+    prefill = min(max(old.prefill * float(factor), 1.0), _MOST_PREFILL)
+    if prefill in {1.0, _MOST_PREFILL}:  # the factor may not go there: the constant takes what it can
+        rest = waits[early] - served * prefill / old.prefill
+        request = least_relative(np.ones((len(rest), 1)), rest, waits[early])[0]
+    return Overhead(float(step), float(sequence), float(request), prefill)
+
+
+def _completed(fitted: dict[Key, Overhead]) -> dict[Key, Overhead]:
+    """Return terms for every engine under every client: the engine's own under another, the client's own of others."""
+    found = dict(fitted)
+    for backend in {b for b, _ in fitted}:
+        for client in {c for _, c in fitted}:
+            if (backend, client) in fitted:
+                continue
+            engine = next(terms for (b, _), terms in sorted(fitted.items()) if b == backend)
+            requests = [terms.request_s for (_, c), terms in fitted.items() if c == client]
+            found[backend, client] = replace(engine, request_s=float(np.median(requests)))
+    return found
 
 
 def _table(
-    fitted: Mapping[str, Overhead], groups: Mapping[str, list[ServingRow]], stamp: str
+    fitted: Mapping[Key, Overhead], groups: Mapping[Key, list[ServingRow]], stamp: str
 ) -> OverheadTable:
     rules = []
-    for backend, terms in sorted(fitted.items()):
-        members = groups[backend]
+    for (backend, client), terms in sorted(fitted.items()):
+        members = groups.get((backend, client)) or [
+            row for (other, _), rows in groups.items() if other == backend for row in rows
+        ]
+        own = (backend, client) in groups
         models = ", ".join(sorted({row.model for row in members}))
         rules.append(
             {
                 "backend": backend,
+                "client": client,
                 "step": f"{terms.step_s * 1e6:.4g} us",
                 "sequence": f"{terms.sequence_s * 1e6:.4g} us",
                 "request": f"{terms.request_s * 1e3:.4g} ms",
-                "token": f"{terms.token_s * 1e6:.4g} us",
+                "prefill": round(terms.prefill, 4),
                 "versions": sorted({row.version or "not stated" for row in members}),
                 "rows": len(members),
                 "source": {
                     "fields": ["*"],
                     "cite": f"fitted on measured runs of {models} (silicon_sample.csv of aiconfigurator-core)",
-                    "note": f"beside kernel times: {stamp}",
+                    "note": f"beside kernel times: {stamp}"
+                    + (
+                        ""
+                        if own
+                        else f"; no dense run of it under {client}: request term of its other engines"
+                    ),
                 },
             }
         )
@@ -140,11 +166,6 @@ def overheads_yaml(table: OverheadTable) -> str:
 
 def _readable(rule: OverheadRule) -> dict[str, Any]:
     data = rule.model_dump(mode="json", exclude_defaults=True)
-    for name, unit, factor in (
-        ("step", "us", 1e6),
-        ("sequence", "us", 1e6),
-        ("request", "ms", 1e3),
-        ("token", "us", 1e6),
-    ):
+    for name, unit, factor in (("step", "us", 1e6), ("sequence", "us", 1e6), ("request", "ms", 1e3)):
         data[name] = f"{getattr(rule, name) * factor:.4g} {unit}"
     return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,14 +24,15 @@ class Overhead:
     ----------
     step_s : per engine step: scheduler, input preparation, launch of the graph, sampling's host part
     sequence_s : per sampled sequence and step: bookkeeping, detokenisation where it is in line
-    request_s : per request, seen by the client in TTFT alone: HTTP, queues between processes
-    token_s : per prompt token, seen in TTFT alone: tokenisation
+    request_s : per request, seen by the client in TTFT alone: HTTP, tokenisation, queues between processes
+    prefill : time of steps beyond the captured graphs over what single kernels, measured alone, add up to: launches
+        one by one, and clocks that sustained products do not hold; 1 at least
     """
 
     step_s: float = 0.0
     sequence_s: float = 0.0
     request_s: float = 0.0
-    token_s: float = 0.0
+    prefill: float = 1.0
 
 
 class OverheadRule(Spec):
@@ -42,7 +43,7 @@ class OverheadRule(Spec):
     step: Seconds
     sequence: Seconds
     request: Seconds = 0.0
-    token: Seconds = 0.0
+    prefill: Annotated[float, Field(ge=1)] = 1.0
     versions: tuple[str, ...] = ()
     """Engine versions that the terms were fitted on; others are warned about."""
     rows: int = Field(ge=0)
@@ -67,7 +68,7 @@ class OverheadTable(Spec):
     def of(self, row: ServingRow) -> Overhead:
         """Return the terms for a run, none where no rule matches."""
         rule = self.rule(row)
-        return Overhead() if rule is None else Overhead(rule.step, rule.sequence, rule.request, rule.token)
+        return Overhead() if rule is None else Overhead(rule.step, rule.sequence, rule.request, rule.prefill)
 
     def note(self, row: ServingRow) -> str:
         """Return a warning where the terms come from other engine versions than the run's, else nothing."""

@@ -42,6 +42,8 @@ __all__ = ["Prediction", "Replayer", "replay_rows"]
 Progress = Callable[[float, str], None]
 Chains = Callable[[ServingRow], Chain]
 Routings = Callable[[ServingRow], RoutingSpec | None]
+_GRAPH_TOKENS = 512
+"""Tokens of an attention rank's step that a captured graph holds, as in ``cost.stepprice``."""
 _KEPT = 4
 """Priced workers kept: the rows of a cell come together, wide tables take tens of megabytes."""
 _SOURCES = ("calibrate/serving", "cost", "policies", "routing", "sim", "spec", "traffic")
@@ -177,9 +179,7 @@ class Replayer:
         extra = Overhead() if self._overheads is None else self._overheads.of(row)
         return Prediction(
             id=row.id,
-            ttft_s=float((first - arrival).mean())
-            + extra.request_s
-            + extra.token_s * float(finished["input"].mean()),
+            ttft_s=float((first - arrival).mean()) + extra.request_s,
             tpot_s=float(tpot.mean()) if several.any() else float("nan"),
             tokens_per_s=float(finished["output"].sum() / (end - float(arrival.min()))),
             steps=int(sum(p.state.rep["steps"].sum() for p in driver.pools.values())),
@@ -254,10 +254,25 @@ def _widths(engine: Engine) -> tuple[int, bool]:
 
 
 def with_overhead(pricing: StepPricing, overhead: Overhead) -> StepPricing:
-    """Return the tables with the host's time per step and per sampled sequence in them."""
+    """Return the tables with the host's time per step and per sampled sequence in them, and slower prefill steps."""
     rows = np.arange(pricing.head_s.shape[1]) * overhead.sequence_s
+    graph = _GRAPH_TOKENS
+    lane_s, group_s = pricing.lane_s.copy(), pricing.group_s.copy()
+    lane_s[:, graph + 1 :] *= overhead.prefill
+    group_s[:, pricing.lanes * graph + 1 :] *= overhead.prefill
     return replace(
         pricing,
+        lane_s=lane_s,
+        group_s=group_s,
+        attention=tuple(
+            replace(
+                term,
+                prefill_flop_s=term.prefill_flop_s * overhead.prefill,
+                prefill_kv_s=term.prefill_kv_s * overhead.prefill,
+                prefill_token_s=term.prefill_token_s * overhead.prefill,
+            )
+            for term in pricing.attention
+        ),
         overhead_s=pricing.overhead_s + overhead.step_s,
         head_ops=(*pricing.head_ops, OpInfo("host_per_sequence", "head", "overhead", "fitted")),
         head_s=np.vstack([pricing.head_s, rows]),
