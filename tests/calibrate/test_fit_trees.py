@@ -45,10 +45,19 @@ class TestForest:
                 walked += float(forest.leaves[tree, leaf]) * float(forest.scale[tree])
             assert forest.answer(binned[:, [row]])[0] == pytest.approx(walked, abs=1e-5)
 
+    def test_bins_count_the_borders_below_however_many_rows_there_are(self) -> None:
+        values = np.random.default_rng(1).normal(size=(2, 5000)).astype(np.float32)
+        borders = [np.array([-0.5, 0.0, 0.7], np.float32), values[1, :5].copy()]  # borders that values equal
+        borders[1].sort()
+        many = bins_of(values, borders)
+        few = np.concatenate([bins_of(values[:, i : i + 100], borders) for i in range(0, 5000, 100)], axis=1)
+        assert (many == few).all()
+        assert (many[0] == (values[0] > np.array([[-0.5], [0.0], [0.7]], np.float32)).sum(axis=0)).all()
+
     def test_chunks_do_not_matter(self) -> None:
         forest, binned, _ = forest_of()
-        wide = np.tile(binned, (1, 20))
-        assert (forest.answer(wide) == np.tile(forest.answer(binned), 20)).all()
+        wide = np.tile(binned, (1, 40))
+        assert (forest.answer(wide) == np.tile(forest.answer(binned), 40)).all()
 
     def test_same_seed_same_trees_other_seed_other_trees(self) -> None:
         random = np.random.default_rng(0)
