@@ -63,6 +63,13 @@ def test_a_few_wild_runs_do_not_move_the_terms() -> None:
     assert (rule.step, rule.sequence) == pytest.approx(TRUE[:2], rel=1e-2)
 
 
+def test_runs_of_an_unknown_client_do_not_move_the_request_term() -> None:
+    draws = np.random.default_rng(1)
+    strange = [replace(r, id=f"x{r.id}", version="9", ttft_s=float(draws.uniform(0.2, 4.0))) for r in rows()]
+    (rule,) = fit_overheads([*rows(), *strange], replayed, "toy").rules
+    assert rule.request == pytest.approx(TRUE[2], rel=1e-2)
+
+
 def test_terms_are_never_negative() -> None:
     slow = [replace(row, tpot_s=1e-3, ttft_s=1e-3) for row in rows()]
     (rule,) = fit_overheads(slow, replayed, "toy").rules
@@ -74,12 +81,13 @@ def test_a_run_of_a_model_with_experts_is_refused() -> None:
         fit_overheads([replace(rows(1)[0], model="openai/gpt-oss-120b")], replayed, "toy")
 
 
-def test_an_engine_without_dense_runs_under_a_client_takes_its_own_terms_and_the_clients_request() -> None:
+def test_an_engine_without_dense_runs_under_a_client_keeps_its_own_terms() -> None:
     other = [replace(r, id=f"s{r.id}", backend="sglang", client="inferencemax") for r in rows()]
     table = fit_overheads([*rows(), *other], replayed, "toy")
     found = {(r.backend, r.client): r for r in table.rules}
     assert set(found) == {(b, c) for b in ("vllm", "sglang") for c in ("aiperf", "inferencemax")}
     assert found["sglang", "aiperf"].step == found["sglang", "inferencemax"].step
+    assert found["sglang", "aiperf"].request == found["sglang", "inferencemax"].request
     assert "no dense run" in found["sglang", "aiperf"].source.note
 
 
