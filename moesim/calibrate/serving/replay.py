@@ -44,6 +44,8 @@ Chains = Callable[[ServingRow], Chain]
 Routings = Callable[[ServingRow], RoutingSpec | None]
 _GRAPH_TOKENS = 512
 """Tokens of an attention rank's step that a captured graph holds, as in ``cost.stepprice``."""
+_AFTERWARDS = frozenset({"fit.py", "page.py", "score.py", "suite.py"})
+"""Files of ours that come after the answers."""
 _KEPT = 4
 """Priced workers kept: the rows of a cell come together, wide tables take tens of megabytes."""
 _SOURCES = ("calibrate/serving", "cost", "policies", "routing", "sim", "spec", "traffic")
@@ -327,7 +329,7 @@ def _sources_digest() -> str:
     digest = hashlib.sha256(moesim.__version__.encode())
     for folder in _SOURCES:
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix in {".py", ".yaml"} and path.name != "score.py":
+            if path.suffix in {".py", ".yaml"} and path.name not in _AFTERWARDS:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -25,7 +25,7 @@ __all__ = [
     "Errors",
     "Sets",
     "check_bands",
-    "conformal",
+    "deployment_interval",
     "errors",
     "load_bands",
     "metrics",
@@ -165,26 +165,30 @@ def one_factor_left_out(pairs: Sequence[Pair], value: Quantity) -> tuple[FloatAr
     return np.array(predicted), np.array(measured)
 
 
-def conformal(ratios: FloatArray, level: float = _LEVEL) -> tuple[float, float]:
-    """Return (low, high) factors on a prediction that hold ``level`` of measurements like the given ones.
+def deployment_interval(groups: Sequence[FloatArray], level: float = _LEVEL) -> tuple[float, float]:
+    """Return (low, high) factors on a prediction between which ``level`` of the measurements of a deployment lie.
 
-    Split conformal prediction with ratios measured / predicted: order statistics with the (n + 1) correction, so
-    that a new exchangeable run lies inside with probability ``level`` at least.
+    Runs of one deployment err alike, so deployments are drawn, not runs: each counts once, however many runs it has.
+    The quantiles of so few deployments carry no small-sample correction.
 
     Parameters
     ----------
-    ratios : [n] measured over predicted of the calibration runs
+    groups : measured over predicted of the runs of each deployment, each [n >= 1]
 
     Raises
     ------
-    ValueError : too few runs for the level
+    ValueError : fewer deployments than the tails need
     """
-    n, tail = len(ratios), (1 - level) / 2
-    low, high = int(np.floor(tail * (n + 1))), int(np.ceil((1 - tail) * (n + 1)))
-    if low < 1 or high > n:
-        raise ValueError(f"{n} runs are too few for an interval of {level:.0%}")
-    ordered = np.sort(ratios)
-    return float(ordered[low - 1]), float(ordered[high - 1])
+    tail = (1 - level) / 2
+    if len(groups) * 2 * tail < 1:
+        raise ValueError(f"{len(groups)} deployments are too few for an interval of {level:.0%}")
+    ratios = np.concatenate(groups)
+    weights = np.concatenate([np.full(len(group), 1 / len(group)) for group in groups])
+    order = np.argsort(ratios, kind="stable")
+    share = np.cumsum(weights[order]) / weights.sum()
+    at = np.minimum(np.searchsorted(share, [tail, 1 - tail]), len(ratios) - 1)
+    low, high = ratios[order][at]
+    return float(low), float(high)
 
 
 def read_sets(path: Path) -> Sets:
@@ -234,17 +238,22 @@ def metrics(
 
 
 def interval_coverage(pairs: Sequence[Pair], value: Quantity) -> dict[str, float]:
-    """Return how much of the MoE runs a 90 % interval calibrated on dense runs covers: n, value, low, high.
+    """Return how much of the MoE runs a 90 % interval calibrated on dense deployments covers: n, value, low, high.
 
-    Calibration and scored runs share no model, so this is a test of transfer, not of exchangeability.
+    Calibration and scored runs share no model, so this is a test of transfer.
     """
-    dense = np.array([_of(r, value) / _of(p, value) for r, p in pairs if r.dense])
+    groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row, made in pairs:
+        if row.dense:
+            groups[*row.group, row.version].append(_of(row, value) / _of(made, value))
     others = np.array([_of(r, value) / _of(p, value) for r, p in pairs if not r.dense])
-    if not len(others) or len(dense) < 20:
+    try:
+        low, high = deployment_interval([np.array(members) for members in groups.values()])
+    except ValueError:
         return {"n": float(len(others)), "value": float("nan"), "low": float("nan"), "high": float("nan")}
-    low, high = conformal(dense)
     inside = (others >= low) & (others <= high)
-    return {"n": float(len(others)), "value": float(inside.mean()), "low": low, "high": high}
+    share = float(inside.mean()) if len(others) else float("nan")
+    return {"n": float(len(others)), "value": share, "low": low, "high": high}
 
 
 def worst_groups(pairs: Sequence[Pair], value: Quantity) -> list[dict[str, Any]]:
