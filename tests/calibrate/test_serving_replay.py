@@ -137,3 +137,17 @@ def test_every_distinct_run_is_a_scenario_on_enough_devices() -> None:
 def test_a_run_left_out_is_no_scenario() -> None:
     with pytest.raises(SpecError, match="no shapes"):
         scenario_of(replace(ONE, left_out="no shapes"))
+
+
+def test_a_disaggregated_run_goes_through_both_pools() -> None:
+    split = replace(
+        ONE, mode="disagg", shape=None, prefill=Shape(1, replicas=1, batch=1), decode=Shape(1, replicas=2, batch=4),
+        concurrency=8, model="Qwen/Qwen3-32B", precision="fp8",
+    )  # fmt: skip
+    scenario = scenario_of(split)
+    assert list(scenario.deployment.pools) == ["prefill", "decode"]
+    together = replace(split, mode="agg", shape=Shape(1, batch=8), prefill=None, decode=None)
+    apart, one = only(split), only(together)
+    assert not apart.error
+    # decode workers see no prompts: tokens come at an even pace, sooner than beside prefill of all eight
+    assert apart.tpot_s < one.tpot_s
