@@ -18,7 +18,7 @@ __all__ = ["SUITES", "validate"]
 
 SUITES: dict[str, str] = {
     "silicon-kernels": "moesim.calibrate.validate_kernels:run",
-    "silicon-serving": "moesim.calibrate.serving.suite:run",
+    "silicon-serving": "moesim.study.serving.suite:run",
     "vllm-rtx": "moesim.study.recorded.vllm_rtx:run",
     "h20-h800": "moesim.study.recorded.h20_h800:run",
 }
@@ -76,7 +76,7 @@ def validate(
 
 
 def _bands(suite: str, path: Path | None) -> tuple[Any, ...]:
-    from moesim.calibrate.serving.score import load_bands
+    from moesim.study.serving.score import load_bands
 
     where = path or catalog_root() / "validation" / "bands.yaml"
     if path is None and not where.is_file():

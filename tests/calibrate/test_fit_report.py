@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from moesim.calibrate.serving.score import Band
 from moesim.calibrate.validate_kernels import kernel_errors, kernel_metrics, markdown, run, write_section
 from moesim.cli import app
 from moesim.cost.fitted.artifact import Artifact, DeviceFit, Group, save_artifact
 from moesim.cost.fitted.trees import Forest
 from moesim.errors import DataMissing
+from moesim.study.serving.score import Band
 
 NO_TREES = Forest.quantised(
     np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), np.zeros((1, 2), np.float32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moesim.calibrate.serving.score import load_bands
 from moesim.calibrate.validate_kernels import markdown, run
 from moesim.cost.fitted import FRAMEWORKS, Fitted, Framework, chain_for, shipped
 from moesim.cost.ops import gemm
@@ -14,6 +13,7 @@ from moesim.cost.roofline import Launch, Place, roofline_seconds
 from moesim.files import catalog_root
 from moesim.spec.base import load_spec
 from moesim.spec.hardware import DeviceSpec
+from moesim.study.serving.score import load_bands
 
 BF16 = Format("bf16", 2.0, "bf16", 2.0)
 FREE = Launch(0.0, 0.0, 100_000)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.calibrate.serving.score import load_bands
 from moesim.errors import DataMissing, SpecError
 from moesim.spec.base import load_spec
 from moesim.spec.deployment import Engine
@@ -21,6 +20,7 @@ from moesim.study.recorded.kernels import (
 )
 from moesim.study.recorded.runs import engine_of, read_requests, replay
 from moesim.study.recorded.vllm_rtx import FOLDER, recorded_runs, run
+from moesim.study.serving.score import load_bands
 
 BANDS = load_bands(Path(__file__).resolve().parents[2] / "validation" / "bands.yaml").suites
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moesim.calibrate.serving.score import Band, check_bands, errors
 from moesim.cost.fitted import Fitted
 from moesim.cost.ops import gemm
 from moesim.cost.precision import Format
@@ -20,6 +19,7 @@ from moesim.spec.base import load_spec
 from moesim.spec.hardware import DeviceSpec
 from moesim.study.recorded.hopper_kernels import read_kernels
 from moesim.study.recorded.published import published_points, tokens_per_s
+from moesim.study.serving.score import Band, check_bands, errors
 
 __all__ = ["FOLDER", "fitted_products", "run", "shares"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moesim.calibrate.serving.score import Band, check_bands, errors
 from moesim.errors import DataMissing
 from moesim.files import read_yaml
 from moesim.spec.base import load_spec, validate
 from moesim.spec.model import ModelSpec
 from moesim.study.recorded.kernels import attention_errors, product_errors, read_kernels, table_pricing
 from moesim.study.recorded.runs import RecordedRun, RecordedRuns, engine_of, read_requests, replay
+from moesim.study.serving.score import Band, check_bands, errors
 
 __all__ = ["FOLDER", "recorded_runs", "replay_run", "run"]
 

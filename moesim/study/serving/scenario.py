@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from moesim.calibrate.serving.engines import EngineRule, EngineRules, engine_of, rule_of
-from moesim.calibrate.serving.rows import ServingRow, Shape
 from moesim.calibrate.silicon.tables import systems_folder
 from moesim.errors import DataMissing, SpecError
 from moesim.spec.deployment import Deployment, Parallelism, Pool, PrecisionChoice, Run
@@ -20,6 +18,8 @@ from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import Topology, resolve_cluster, single_node_cluster
 from moesim.spec.traffic import ClosedLoop, TrafficSpec, UniformRange
+from moesim.study.serving.engines import EngineRule, EngineRules, engine_of, rule_of
+from moesim.study.serving.rows import ServingRow, Shape
 
 __all__ = [
     "CHECKPOINTS",

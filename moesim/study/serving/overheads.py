@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moesim.calibrate.serving.rows import ServingRow
 from moesim.files import catalog_root, read_yaml
 from moesim.spec.base import Source, Spec, validate
+from moesim.study.serving.rows import ServingRow
 from moesim.units import Seconds
 
 __all__ = ["Overhead", "OverheadRule", "OverheadTable", "load_overheads"]

@@ -7,11 +7,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from moesim.calibrate.serving import suite as serving
-from moesim.calibrate.serving.score import load_bands
 from moesim.cli import app
 from moesim.cli.validate import SUITES
 from moesim.files import catalog_root
+from moesim.study.serving import suite as serving
+from moesim.study.serving.score import load_bands
 
 pytestmark = pytest.mark.silicon
 pytest.importorskip("aiconfigurator_core", reason="needs the extra `silicon`")
@@ -51,7 +51,7 @@ def test_a_figure_outside_its_band_fails_with_its_name(tmp_path, monkeypatch) ->
     figures = {"all_tpot": {"mape": 0.4}, "coverage": {"value": 0.9}}
 
     def fake(*, bands, **_):
-        from moesim.calibrate.serving.score import check_bands
+        from moesim.study.serving.score import check_bands
 
         return {"suite": "silicon-serving", "rows": 1, "covered": 1, "metrics": {}, "groups": [],
                 "bands": check_bands(bands, figures)}  # fmt: skip

@@ -15,10 +15,6 @@ from typing import Any
 import numpy as np
 
 import moesim
-from moesim.calibrate.serving.engines import EngineRules
-from moesim.calibrate.serving.overheads import Overhead, OverheadTable
-from moesim.calibrate.serving.rows import ServingRow
-from moesim.calibrate.serving.scenario import checkpoint_of, scenario_of
 from moesim.cost.load import RoutingLoad
 from moesim.cost.memory import MemoryPlan, memory_plan
 from moesim.cost.pricing import OpInfo, StepPricing
@@ -35,6 +31,10 @@ from moesim.spec.deployment import Engine, Pool
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import Topology
+from moesim.study.serving.engines import EngineRules
+from moesim.study.serving.overheads import Overhead, OverheadTable
+from moesim.study.serving.rows import ServingRow
+from moesim.study.serving.scenario import checkpoint_of, scenario_of
 from moesim.traffic.sample import sample
 
 __all__ = ["Prediction", "Replayer", "replay_rows"]
@@ -48,7 +48,7 @@ _AFTERWARDS = frozenset({"fit.py", "page.py", "score.py", "suite.py"})
 """Files of ours that come after the answers."""
 _KEPT = 4
 """Priced workers kept: the rows of a cell come together, wide tables take tens of megabytes."""
-_SOURCES = ("calibrate/serving", "cost", "policies", "routing", "sim", "spec", "traffic")
+_SOURCES = ("study/serving", "cost", "policies", "routing", "sim", "spec", "traffic")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ import hashlib
 from functools import cache
 from typing import cast
 
-from moesim.calibrate.serving.products import Products
-from moesim.calibrate.serving.rows import ServingRow
-from moesim.calibrate.serving.scenario import checkpoint_of
 from moesim.cost.fitted import Artifact, Fitted, Framework, shipped
 from moesim.cost.fitted.artifact import SHIPPED
 from moesim.cost.roofline import Chain, Roofline
 from moesim.errors import DataMissing
 from moesim.files import catalog_root
+from moesim.study.serving.products import Products
+from moesim.study.serving.rows import ServingRow
+from moesim.study.serving.scenario import checkpoint_of
 
 __all__ = ["chains", "stamp"]
 

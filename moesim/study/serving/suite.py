@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moesim.calibrate.serving.estimators import chains, stamp
-from moesim.calibrate.serving.fit import fit_overheads, overheads_yaml
-from moesim.calibrate.serving.overheads import OverheadTable, load_overheads
-from moesim.calibrate.serving.replay import Prediction, Replayer, replay_rows
-from moesim.calibrate.serving.rows import ServingRow, distinct, read_rows
-from moesim.calibrate.serving.scenario import routing_of
-from moesim.calibrate.serving.score import Band, Sets, read_sets, report
 from moesim.files import write_atomic
+from moesim.study.serving.estimators import chains, stamp
+from moesim.study.serving.fit import fit_overheads, overheads_yaml
+from moesim.study.serving.overheads import OverheadTable, load_overheads
+from moesim.study.serving.replay import Prediction, Replayer, replay_rows
+from moesim.study.serving.rows import ServingRow, distinct, read_rows
+from moesim.study.serving.scenario import routing_of
+from moesim.study.serving.score import Band, Sets, read_sets, report
 
 if TYPE_CHECKING:
-    from moesim.calibrate.serving.replay import Progress
+    from moesim.study.serving.replay import Progress
 
 __all__ = ["SETS_FILE", "refit", "run", "select"]
 

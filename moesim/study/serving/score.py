@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import PositiveFloat
 
-from moesim.calibrate.serving.replay import Prediction
-from moesim.calibrate.serving.rows import ServingRow, distinct
 from moesim.errors import DataMissing, SpecError
 from moesim.files import read_yaml
 from moesim.spec.base import Spec, validate
+from moesim.study.serving.replay import Prediction
+from moesim.study.serving.rows import ServingRow, distinct
 
 __all__ = [
     "Band",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moesim.calibrate.serving.rows import Shape, distinct, read_rows
 from moesim.errors import SpecError
+from moesim.study.serving.rows import Shape, distinct, read_rows
 
 silicon = pytest.mark.silicon
 _CUT = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from moesim.calibrate.serving.replay import Prediction
-from moesim.calibrate.serving.rows import ServingRow, Shape
-from moesim.calibrate.serving.score import (
+from moesim.study.serving.replay import Prediction
+from moesim.study.serving.rows import ServingRow, Shape
+from moesim.study.serving.score import (
     Band,
     Sets,
     check_bands,

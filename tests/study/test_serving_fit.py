@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim.calibrate.serving.fit import fit_overheads, least_relative, overheads_yaml
-from moesim.calibrate.serving.overheads import OverheadTable
-from moesim.calibrate.serving.replay import Prediction
-from moesim.calibrate.serving.rows import ServingRow, Shape
 from moesim.errors import SpecError
 from moesim.files import parse_yaml
 from moesim.spec.base import validate
+from moesim.study.serving.fit import fit_overheads, least_relative, overheads_yaml
+from moesim.study.serving.overheads import OverheadTable
+from moesim.study.serving.replay import Prediction
+from moesim.study.serving.rows import ServingRow, Shape
 
 TRUE = (700e-6, 8e-6, 12e-3, 1.3)
 

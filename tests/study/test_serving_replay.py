@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from moesim.calibrate.serving.engines import engine_of, load_rules, rule_of
-from moesim.calibrate.serving.overheads import OverheadTable
-from moesim.calibrate.serving.replay import Replayer, replay_rows
-from moesim.calibrate.serving.rows import ServingRow, Shape, distinct, read_rows
-from moesim.calibrate.serving.scenario import checkpoint_of, scenario_of
 from moesim.errors import SpecError
+from moesim.study.serving.engines import engine_of, load_rules, rule_of
+from moesim.study.serving.overheads import OverheadTable
+from moesim.study.serving.replay import Replayer, replay_rows
+from moesim.study.serving.rows import ServingRow, Shape, distinct, read_rows
+from moesim.study.serving.scenario import checkpoint_of, scenario_of
 
 pytestmark = pytest.mark.silicon
 pytest.importorskip("aiconfigurator_core", reason="needs the extra `silicon`")

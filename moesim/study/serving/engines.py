@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from moesim.calibrate.serving.rows import ServingRow, Shape
 from moesim.errors import SpecError
 from moesim.files import read_yaml
 from moesim.spec.base import Spec, validate
 from moesim.spec.deployment import Engine
+from moesim.study.serving.rows import ServingRow, Shape
 
 __all__ = ["EngineRule", "EngineRules", "Setting", "engine_of", "load_rules", "rule_of"]
 

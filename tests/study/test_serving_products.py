@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from moesim.calibrate.serving.page import PEER, page
-from moesim.calibrate.serving.products import Products, scale_seconds
 from moesim.calibrate.silicon.tables import DEVICES, raw_tables
 from moesim.cost.ops import gemm, memory_op
 from moesim.cost.precision import Format
 from moesim.cost.roofline import Launch, Place, roofline_seconds
 from moesim.spec.base import load_spec
 from moesim.spec.hardware import DeviceSpec
+from moesim.study.serving.page import PEER, page
+from moesim.study.serving.products import Products, scale_seconds
 
 silicon = pytest.mark.silicon
 FP8 = Format("fp8", 1.0, "fp8", 1.0)
