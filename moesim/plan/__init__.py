@@ -1,1 +1,1 @@
-"""Plan: where every expert and every model should live, with a certified bound (PuLP and HiGHS, exact small solvers)."""
+"""Plan: where every expert and every model should live, with a certified bound (PuLP, HiGHS, exact solvers)."""
