@@ -129,6 +129,7 @@ class StepPricing:
     stage_share : share of the step in each pipeline stage, sums to 1 (one entry without pipelining)
     hop_s : seconds to pass activations to the next stage, [tokens 0..max_tokens]
     overhead_s : host seconds per step that the device waits for
+    overhead_source : where they come from: ``fitted``, or ``bound`` where they are stated or left out
     lanes : attention data parallel ranks
     devices : devices of the replica
     flop_per_token, bytes_per_step : for reports: model FLOPs per token, weight bytes read in a step with one
@@ -151,3 +152,4 @@ class StepPricing:
     flop_per_token: float
     bytes_per_step: float
     notes: tuple[str, ...] = ()
+    overhead_source: Literal["bound", "fitted"] = "bound"

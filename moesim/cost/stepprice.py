@@ -109,7 +109,7 @@ def step_pricing(
         attention=tuple(known.attention(shape, place) for shape in attention_shapes(layout)),
         stage_share=stage_shares(model, pool.parallelism.pp),
         hop_s=hop,
-        overhead_s=pool.engine.step_overhead,
+        overhead_s=pool.engine.step_overhead or 0.0,
         lanes=lanes,
         devices=pool.parallelism.devices,
         flop_per_token=flops_per_token(model, "forward"),

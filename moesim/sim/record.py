@@ -127,7 +127,8 @@ def ops_table(pool: Pool) -> pd.DataFrame:
         ("host", "overhead_s"), ("draft", "draft_s"), ("kv_swap", "swap_s"), ("pipeline_hop", "hop_s"),
         ("straggler", "straggle_s"),
     ):  # fmt: skip
-        rows.append((name, "overhead", "overhead", "bound", float(state.rep[field].sum())))
+        source = pricing.overhead_source if name == "host" else "bound"
+        rows.append((name, "overhead", "overhead", source, float(state.rep[field].sum())))
     frame = pd.DataFrame(rows, columns=["op", "phase", "kind", "source", "seconds"])
     return frame[frame["seconds"] > 0].assign(pool=pool.setup.name)
 

@@ -60,7 +60,9 @@ def simulate(
     """
     run = scenario.run
     requests = sample(scenario.traffic, run.seed, run.requests, run.horizon, beside)
-    parts = {name: pool_parts(scenario, name, spec) for name, spec in scenario.deployment.pools.items()}
+    parts = {
+        name: pool_parts(scenario, name, spec, beside) for name, spec in scenario.deployment.pools.items()
+    }
     driver = build(scenario, parts, requests, progress=progress, fast=fast)
     if progress is not None and not is_compiled():
         progress(0.0, "compiling the engine kernel, once (about half a minute)")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from moesim.cost.fitted import Fitted, chain_for, load_artifact, shipped
 from moesim.cost.memory import MemoryPlan, memory_plan
+from moesim.cost.overheads import Overhead, load_overheads, with_overhead
+from moesim.cost.roofline import Chain
 from moesim.cost.stepprice import step_pricing
 from moesim.sim.pool import PoolSetup
 from moesim.sim.routing_load import routing_load
 from moesim.sim.transfer import KvPath
+from moesim.spec.deployment import Engine
 from moesim.spec.deployment import Pool as PoolSpec
+from moesim.spec.hardware import DeviceSpec
 from moesim.spec.parameters import cache_bytes
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import (
@@ -22,7 +28,9 @@ from moesim.spec.topology import (
     intra_latency,
 )
 
-__all__ = ["PoolParts", "kv_path", "pool_parts"]
+__all__ = ["PoolParts", "calibration", "kv_path", "pool_parts"]
+
+_MEASURED_VENDOR = "NVIDIA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +53,28 @@ class PoolParts:
     notes: tuple[str, ...]
 
 
-def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec) -> PoolParts:
+def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path | None = None) -> PoolParts:
     """Size and price one pool.
+
+    Parameters
+    ----------
+    beside : file that the relative path of a calibration starts from
 
     Raises
     ------
     NoResult : the model does not fit, or the device lacks an arithmetic type
+    DataMissing, SpecError : the calibration cannot be read
     """
     topology = scenario.topology()
     deployment = scenario.deployment
     speculation = deployment.speculation if name != "prefill" else None
     memory = memory_plan(scenario.model, topology, spec, deployment.precision, speculation)
     load, notes = routing_load(scenario, topology, spec)
-    pricing = step_pricing(scenario.model, topology, spec, deployment.precision, load, speculation)
     engine = spec.engine
+    chain, told = calibration(deployment.calibration, engine, topology.device, beside)
+    pricing = step_pricing(scenario.model, topology, spec, deployment.precision, load, speculation, chain)
+    if chain is not None:
+        pricing = with_overhead(pricing, _host(engine))
     draft = 0.0
     if speculation is not None:
         plain = pricing.overhead_s + sum(
@@ -82,7 +98,43 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec) -> PoolParts:
         speculation=speculation,
         draft_s=draft,
     )
-    return PoolParts(setup, memory, spec.replicas, topology, (*pricing.notes, *memory.notes, *notes))
+    return PoolParts(setup, memory, spec.replicas, topology, (*pricing.notes, *told, *memory.notes, *notes))
+
+
+def calibration(
+    name: str, engine: Engine, device: DeviceSpec, beside: Path | None = None
+) -> tuple[Chain | None, tuple[str, ...]]:
+    """Return the estimators that price steps, None for the bound alone, and what is to be said of them.
+
+    Parameters
+    ----------
+    name : ``shipped``, ``none``, or the path of an artifact without suffix
+    engine : whose kernels
+    device : kernels are CUDA's: other makers' devices are priced by the bound, unless an artifact is named
+    beside : file that a relative path starts from
+
+    Raises
+    ------
+    DataMissing : there is no such artifact
+    """
+    if name == "none" or (name == "shipped" and device.vendor != _MEASURED_VENDOR):
+        return None, ()
+    artifact = shipped() if name == "shipped" else load_artifact(Path(beside.parent if beside else "", name))
+    chain = chain_for(engine.flavor, artifact)
+    versions = Fitted(engine.flavor, artifact).versions(device.name)
+    if not versions:
+        return chain, (
+            f"no kernel of {engine.flavor} was measured on {device.name}: fits of other devices stand in",
+        )
+    known = sorted({version for family in versions.values() for version in family})
+    return chain, (f"kernel times are fitted to {engine.flavor} {', '.join(known)} on {device.name}",)
+
+
+def _host(engine: Engine) -> Overhead:
+    """Return the host's terms: fitted ones of the engine, without its request term, which a client sees."""
+    table = load_overheads()
+    found = Overhead() if table is None else replace(table.of(engine.flavor), request_s=0.0)
+    return found if engine.step_overhead is None else replace(found, step_s=0.0)
 
 
 def kv_path(scenario: ScenarioSpec, parts: dict[str, PoolParts]) -> KvPath | None:

@@ -98,8 +98,9 @@ class Engine(Spec):
     max_model_len: PositiveInt | None = None
     """Longest request in tokens; longer ones are rejected. None: the model's context."""
     cuda_graphs: bool = True
-    step_overhead: Seconds = 0.0
-    """Host time per step that the device waits for: scheduler, input preparation, sampling."""
+    step_overhead: Seconds | None = None
+    """Host time per step that the device waits for: scheduler, input preparation, sampling. None: what was fitted on
+    measured runs of the flavor, 0 without calibration."""
     runtime_reserve: Bytes | None = None
     """Device memory outside weights, activations and KV (context, NCCL, graphs); none: per flavor."""
 
@@ -194,6 +195,9 @@ class Deployment(Spec):
     prefill: Pool | None = None
     decode: Pool | None = None
     precision: PrecisionChoice = PrecisionChoice()
+    calibration: str = "shipped"
+    """What prices steps, best first: ``shipped`` (kernels and host time fitted on NVIDIA GPUs, elsewhere the bound),
+    ``none`` (the roofline bound alone), or the path of an artifact of ``moesim calibrate fit``, without suffix."""
     speculation: Speculation | None = None
     faults: tuple[Fault, ...] = ()
     stragglers: tuple[Straggler, ...] = ()

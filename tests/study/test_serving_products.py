@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from moesim.calibrate.silicon.tables import DEVICES, raw_tables
+from moesim.cost.fitted import Products
 from moesim.cost.ops import gemm, memory_op
 from moesim.cost.precision import Format
 from moesim.cost.roofline import Launch, Place, roofline_seconds
 from moesim.spec.base import load_spec
 from moesim.spec.hardware import DeviceSpec
 from moesim.study.serving.page import PEER, page
-from moesim.study.serving.products import Products, scale_seconds
+from moesim.study.serving.products import StaticScales, scale_seconds
 
 silicon = pytest.mark.silicon
 FP8 = Format("fp8", 1.0, "fp8", 1.0)
@@ -57,7 +58,7 @@ def test_a_quantise_pass_is_free_beside_a_measured_product() -> None:
 @silicon
 def test_static_scales_take_the_measured_pass_off_fp8_products_alone() -> None:
     pytest.importorskip("aiconfigurator_core", reason="needs the extra `silicon`")
-    plain, static = Products(Constant(200e-6)), Products(Constant(200e-6), static_scales=True)
+    plain, static = Products(Constant(200e-6)), StaticScales(Products(Constant(200e-6)))
     off = plain.seconds(product(FP8), place()) - static.seconds(product(FP8), place())
     assert off == pytest.approx(80 * scale_seconds("trtllm", "b200-sxm", TOKENS.astype(float), 8192.0))
     assert off[1] > 80 * 5e-6
@@ -69,7 +70,7 @@ def test_static_scales_take_the_measured_pass_off_fp8_products_alone() -> None:
 def test_what_is_left_of_a_product_is_no_faster_than_physics() -> None:
     pytest.importorskip("aiconfigurator_core", reason="needs the extra `silicon`")
     op = product(FP8)
-    left = Products(Constant(9e-6), static_scales=True).seconds(op, place())
+    left = StaticScales(Products(Constant(9e-6))).seconds(op, place())
     bound = roofline_seconds(op, place())
     assert np.all(left >= np.minimum(bound, 80 * 9e-6 * (TOKENS > 0)) - 1e-15)
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from moesim.cost.overheads import OverheadTable
 from moesim.errors import SpecError
 from moesim.study.serving.engines import engine_of, load_rules, rule_of
-from moesim.study.serving.overheads import OverheadTable
 from moesim.study.serving.replay import Replayer, replay_rows
 from moesim.study.serving.rows import ServingRow, Shape, distinct, read_rows
 from moesim.study.serving.scenario import checkpoint_of, scenario_of

@@ -1,7 +1,8 @@
 """Fitted: kernel times learned from measurements, as plain data with its own evaluation (numpy alone)."""
 
 from moesim.cost.fitted.artifact import Artifact, Group, load_artifact, save_artifact, shipped
-from moesim.cost.fitted.estimator import FRAMEWORKS, Fitted, Framework, chain_for, launched
+from moesim.cost.fitted.estimator import FRAMEWORKS, Fitted, Framework, launched
+from moesim.cost.fitted.products import Products, chain_for
 
 __all__ = [
     "FRAMEWORKS",
@@ -9,6 +10,7 @@ __all__ = [
     "Fitted",
     "Framework",
     "Group",
+    "Products",
     "chain_for",
     "launched",
     "load_artifact",

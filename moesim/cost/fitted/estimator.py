@@ -19,7 +19,6 @@ from moesim.cost.fitted.features import (
     quantise_features,
 )
 from moesim.cost.fitted.formats import FORMATS, Kernel, kernel_of
-from moesim.cost.roofline import Chain, Roofline
 from moesim.errors import SpecError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from moesim.cost.roofline import Origin, Place
     from moesim.spec.hardware import DeviceSpec, Dtype
 
-__all__ = ["FRAMEWORKS", "Fitted", "Framework", "chain_for", "launched"]
+__all__ = ["FRAMEWORKS", "Fitted", "Framework", "launched"]
 
 Framework = Literal["vllm", "sglang", "trtllm"]
 FRAMEWORKS: tuple[Framework, ...] = ("vllm", "sglang", "trtllm")
@@ -215,16 +214,6 @@ class Fitted:
 
         ordered = tuple(sorted(kernels, key=lambda kernel: (-rows(kernel), kernel)))
         return self._find(family, dtype, device, ordered)
-
-
-def chain_for(framework: Framework, artifact: Artifact | None = None) -> Chain:
-    """Return the fitted kernels of an engine with the roofline bound behind them.
-
-    Raises
-    ------
-    DataMissing : no artifact was given and none is installed
-    """
-    return Chain((Fitted(framework, artifact) if artifact else Fitted(framework), Roofline()))
 
 
 def launched(op: Op, place: Place, work: FloatArray) -> FloatArray:

@@ -6,12 +6,12 @@ import hashlib
 from functools import cache
 from typing import cast
 
-from moesim.cost.fitted import Artifact, Fitted, Framework, shipped
+from moesim.cost.fitted import Artifact, Framework, Products, chain_for
 from moesim.cost.fitted.artifact import SHIPPED
-from moesim.cost.roofline import Chain, Roofline
+from moesim.cost.roofline import Chain
 from moesim.errors import DataMissing
 from moesim.files import catalog_root
-from moesim.study.serving.products import Products
+from moesim.study.serving.products import StaticScales
 from moesim.study.serving.rows import ServingRow
 from moesim.study.serving.scenario import checkpoint_of
 
@@ -30,14 +30,12 @@ def chains(row: ServingRow, artifact: Artifact | None = None) -> Chain:
     DataMissing : the fitted kernels do not ship with this copy
     SpecError : the run's checkpoint is not known
     """
-    known = artifact if artifact is not None else shipped()
-    engine = cast("Framework", row.backend)
-    products = Products(
-        Fitted(framework=engine, artifact=known),
-        static_scales=checkpoint_of(row).static_scales,
-        nvfp4=Fitted(framework="sglang", artifact=known) if engine == "trtllm" else None,
-    )
-    return Chain((products, Roofline()))
+    chain = chain_for(cast("Framework", row.backend), artifact)
+    if not checkpoint_of(row).static_scales:
+        return chain
+    products, *others = chain.estimators
+    assert isinstance(products, Products)
+    return Chain((StaticScales(products), *others))
 
 
 @cache

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moesim.cost.overheads import Overhead, OverheadRule, OverheadTable
 from moesim.errors import SpecError
 from moesim.files import dump_yaml
-from moesim.study.serving.overheads import Overhead, OverheadRule, OverheadTable
 from moesim.study.serving.replay import Prediction
 from moesim.study.serving.rows import ServingRow
 from moesim.study.serving.score import errors

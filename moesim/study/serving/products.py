@@ -1,9 +1,7 @@
-"""Products: what measured matrix products include beside the product, taken off where a run does not pay it.
+"""Products: the scale pass of measured FP8 products, taken off where a checkpoint has its scales.
 
-The tables time a quantised product from 16-bit input: the quantise pass is inside, so the model's own pass is free
-beside a measured product. FP8 products also compute the scale of their input first; a checkpoint with static scales
-does not, and the package's table ``computescale`` says what that is worth. TensorRT-LLM's NVFP4 products carry a pass
-that its serving path fuses into the norm before; SGLang's table of the same kernels is without.
+FP8 products are timed with a pass that computes the scale of their input; a checkpoint with static scales does not
+need it, and the package's table ``computescale`` says what that is worth.
 """
 
 from __future__ import annotations
@@ -15,51 +13,38 @@ import numpy as np
 
 from moesim.calibrate.silicon.tables import DEVICES, raw_tables
 from moesim.cost.attention import AttentionShape
-from moesim.cost.fitted import Fitted
+from moesim.cost.fitted import Products
 from moesim.cost.ops import Op
 from moesim.cost.pricing import AttentionTerm, FloatArray
 from moesim.cost.roofline import Origin, Place, roofline_seconds
 
-__all__ = ["Products", "scale_seconds"]
+__all__ = ["StaticScales", "scale_seconds"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Products:
-    """The fitted kernels, with products as the run computes them.
+class StaticScales:
+    """Products of a checkpoint that states the scales of its FP8 inputs."""
 
-    Attributes
-    ----------
-    inner : kernels of the run's engine
-    static_scales : the checkpoint states the scales of its FP8 inputs
-    nvfp4 : kernels to ask for NVFP4 products, where the engine's own table holds more than them
-    """
-
-    inner: Fitted
-    static_scales: bool = False
-    nvfp4: Fitted | None = None
+    products: Products
 
     @property
     def origin(self) -> Origin:
         """As the kernels inside."""
-        return self.inner.origin
+        return self.products.origin
 
     def seconds(self, op: Op, place: Place) -> FloatArray:
         """Return seconds of all layers of ``op``, [tokens]; NaN where unknown."""
-        if op.kind == "memory" and "quantise" in op.name:
-            return np.zeros(op.tokens.shape)  # inside the measured product
-        if op.kind != "gemm":
-            return self.inner.seconds(op, place)
-        asked = self.nvfp4 if self.nvfp4 is not None and op.stored == "nvfp4" else self.inner
-        whole = asked.seconds(op, place)
-        if not self.static_scales or op.stored != "fp8" or op.dtype != "fp8":
+        whole = self.products.seconds(op, place)
+        if op.kind != "gemm" or op.stored != "fp8" or op.dtype != "fp8":
             return whole
         k = float(dict(op.dims)["k"])
-        scale = scale_seconds(self.inner.framework, place.device.name, op.tokens.astype(np.float64), k)
+        framework = self.products.inner.framework
+        scale = scale_seconds(framework, place.device.name, op.tokens.astype(np.float64), k)
         return np.maximum(whole - op.layers * scale, np.minimum(whole, roofline_seconds(op, place)))
 
     def attention(self, shape: AttentionShape, place: Place) -> AttentionTerm | None:
         """Return the coefficients of the kernels inside."""
-        return self.inner.attention(shape, place)
+        return self.products.attention(shape, place)
 
 
 def scale_seconds(framework: str, device: str, tokens: FloatArray, k: float) -> FloatArray:

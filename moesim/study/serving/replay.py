@@ -12,12 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import moesim
 from moesim.cost.load import RoutingLoad
 from moesim.cost.memory import MemoryPlan, memory_plan
-from moesim.cost.pricing import OpInfo, StepPricing
+from moesim.cost.overheads import Overhead, OverheadTable, with_overhead
+from moesim.cost.pricing import StepPricing
 from moesim.cost.roofline import Chain
 from moesim.cost.stepprice import step_pricing
 from moesim.errors import MoesimError, NoResult
@@ -32,7 +31,6 @@ from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import Topology
 from moesim.study.serving.engines import EngineRules
-from moesim.study.serving.overheads import Overhead, OverheadTable
 from moesim.study.serving.rows import ServingRow
 from moesim.study.serving.scenario import checkpoint_of, scenario_of
 from moesim.traffic.sample import sample
@@ -42,8 +40,6 @@ __all__ = ["Prediction", "Replayer", "replay_rows"]
 Progress = Callable[[float, str], None]
 Chains = Callable[[ServingRow], Chain]
 Routings = Callable[[ServingRow], RoutingSpec | None]
-_GRAPH_TOKENS = 512
-"""Tokens of an attention rank's step that a captured graph holds, as in ``cost.stepprice``."""
 _AFTERWARDS = frozenset({"fit.py", "page.py", "score.py", "suite.py"})
 """Files of ours that come after the answers."""
 _KEPT = 4
@@ -147,7 +143,7 @@ class Replayer:
         inputs = asdict(
             replace(row, id="", source="", named="", duplicate_of="", ttft_s=0.0, tpot_s=0.0, repairs=())
         )
-        overhead = None if self._overheads is None else asdict(self._overheads.of(row))
+        overhead = None if self._overheads is None else asdict(self._overheads.of(row.backend, row.client))
         stated = self._routing(row)
         routing = None if stated is None else stated.model_dump(mode="json")
         rules = None if self._rules is None else self._rules.model_dump(mode="json")
@@ -171,14 +167,14 @@ class Replayer:
         finished = records[records["status"] == Status.FINISHED]
         notes = [note for p in parts.values() for note in p.notes]
         if self._overheads is not None:
-            notes += [note for note in [self._overheads.note(row)] if note]
+            notes += [note for note in [self._overheads.note(row.backend, row.client, row.version)] if note]
         if len(finished) < len(records):
             lost = len(records) - len(finished)
             raise NoResult(f"{lost} of {len(records)} requests do not fit into the KV cache")
         first, arrival = finished["first"], finished["arrival"]
         several = finished["output"] > 1
         tpot = (finished["finish"] - first)[several] / (finished["output"][several] - 1)
-        extra = Overhead() if self._overheads is None else self._overheads.of(row)
+        extra = Overhead() if self._overheads is None else self._overheads.of(row.backend, row.client)
         return Prediction(
             id=row.id,
             ttft_s=float((first - arrival).mean()) + extra.request_s,
@@ -194,7 +190,7 @@ class Replayer:
     ) -> PoolParts:
         pricing = self._pricing(row, members, scenario, name, pool)
         if self._overheads is not None:
-            pricing = with_overhead(pricing, self._overheads.of(row))
+            pricing = with_overhead(pricing, self._overheads.of(row.backend, row.client))
         memory, notes = _memory(scenario, pool)
         setup = PoolSetup(
             name=name,
@@ -253,32 +249,6 @@ class Replayer:
 
 def _widths(engine: Engine) -> tuple[int, bool]:
     return engine.max_num_batched_tokens, engine.cuda_graphs
-
-
-def with_overhead(pricing: StepPricing, overhead: Overhead) -> StepPricing:
-    """Return the tables with the host's time per step and per sampled sequence in them, and slower prefill steps."""
-    rows = np.arange(pricing.head_s.shape[1]) * overhead.sequence_s
-    graph = _GRAPH_TOKENS
-    lane_s, group_s = pricing.lane_s.copy(), pricing.group_s.copy()
-    lane_s[:, graph + 1 :] *= overhead.prefill
-    group_s[:, pricing.lanes * graph + 1 :] *= overhead.prefill
-    return replace(
-        pricing,
-        lane_s=lane_s,
-        group_s=group_s,
-        attention=tuple(
-            replace(
-                term,
-                prefill_flop_s=term.prefill_flop_s * overhead.prefill,
-                prefill_kv_s=term.prefill_kv_s * overhead.prefill,
-                prefill_token_s=term.prefill_token_s * overhead.prefill,
-            )
-            for term in pricing.attention
-        ),
-        overhead_s=pricing.overhead_s + overhead.step_s,
-        head_ops=(*pricing.head_ops, OpInfo("host_per_sequence", "head", "overhead", "fitted")),
-        head_s=np.vstack([pricing.head_s, rows]),
-    )
 
 
 def _memory(scenario: ScenarioSpec, pool: Pool) -> tuple[MemoryPlan, tuple[str, ...]]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moesim.cost.overheads import OverheadTable, load_overheads
 from moesim.files import write_atomic
 from moesim.study.serving.estimators import chains, stamp
 from moesim.study.serving.fit import fit_overheads, overheads_yaml
-from moesim.study.serving.overheads import OverheadTable, load_overheads
 from moesim.study.serving.replay import Prediction, Replayer, replay_rows
 from moesim.study.serving.rows import ServingRow, distinct, read_rows
 from moesim.study.serving.scenario import routing_of
