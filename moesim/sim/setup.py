@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moesim.cost.fitted import Fitted, chain_for, load_artifact, shipped
+from moesim.cost.fitted import Fitted, chain_for, shipped
+from moesim.cost.fitted.own import own_artifact
 from moesim.cost.memory import MemoryPlan, memory_plan
 from moesim.cost.overheads import Overhead, load_overheads, with_overhead
 from moesim.cost.roofline import Chain
@@ -116,10 +117,12 @@ def calibration(
     Raises
     ------
     DataMissing : there is no such artifact
+    SpecError : it holds own measurements of other devices alone
     """
     if name == "none" or (name == "shipped" and device.vendor != _MEASURED_VENDOR):
         return None, ()
-    artifact = shipped() if name == "shipped" else load_artifact(Path(beside.parent if beside else "", name))
+    where = Path(beside.parent if beside else "", name)
+    artifact = shipped() if name == "shipped" else own_artifact(where, engine.flavor, device.name)
     chain = chain_for(engine.flavor, artifact)
     versions = Fitted(engine.flavor, artifact).versions(device.name)
     if not versions:

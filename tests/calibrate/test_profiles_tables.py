@@ -143,7 +143,7 @@ def test_own_measurements_are_a_table(tmp_path):
     write_measurements(tmp_path / "measurements.parquet", [timed, broken])
     found = import_profile(tmp_path / "measurements.parquet")
     assert found.frame[["m", "n", "k", "seconds"]].iloc[0].tolist() == [16, 64, 32, 3e-6]
-    assert found.dropped == {"no positive time": 1}
+    assert (found.kind, found.dropped) == ("measured", {"failed": 1})
 
 
 def test_every_reason_is_counted(tmp_path):

@@ -30,6 +30,7 @@ _TAKEN = (
     "experts",
     "top_k",
     "tokens",
+    "distinct",
     "batch",
     "length",
     "heads",
@@ -95,6 +96,7 @@ class ProfileImport:
     dropped : reason -> records; ``read == kept + sum(dropped.values())``
     notes : what a reader must know before using the rows, one sentence each
     requests : serving results with per-request detail: one row per request, else None
+    software : what was measured and its version, empty where the file does not say
     """
 
     kind: str
@@ -105,6 +107,7 @@ class ProfileImport:
     dropped: Mapping[str, int]
     notes: tuple[str, ...] = ()
     requests: pd.DataFrame | None = None
+    software: str = ""
 
     @property
     def fittable(self) -> pd.DataFrame:
@@ -134,6 +137,7 @@ class ProfileImport:
         return {
             "kind": self.kind,
             "source": self.source,
+            "software": self.software,
             "read": self.read,
             "kept": self.kept,
             "rows": len(self.frame),
@@ -197,7 +201,7 @@ class Samples:
         self.read += records
         self.kept += records
 
-    def finish(self, kind: str, notes: tuple[str, ...] = ()) -> ProfileImport:
+    def finish(self, kind: str, notes: tuple[str, ...] = (), software: str = "") -> ProfileImport:
         """Return the tidy frame with work, bounds and flags.
 
         Raises
@@ -218,7 +222,9 @@ class Samples:
         if rows := int((~frame["sized"]).sum()):
             notes = (*notes, f"{rows} rows state no sizes: they show where time goes, no fit can use them")
         dropped = dict(self.dropped.most_common())
-        return ProfileImport(kind, self.source, frame, self.read, self.kept, dropped, notes)
+        return ProfileImport(
+            kind, self.source, frame, self.read, self.kept, dropped, notes, software=software
+        )
 
     def _frame(self) -> pd.DataFrame:
         keys, groups = list(self.groups), list(self.groups.values())

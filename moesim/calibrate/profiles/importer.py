@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from moesim.calibrate.profiles.events import opened_text
 from moesim.calibrate.profiles.frame import ProfileImport
 from moesim.calibrate.profiles.kineto import read_kineto
+from moesim.calibrate.profiles.measured import is_measured, read_measured
 from moesim.calibrate.profiles.nsight import is_nsight_header, read_nsight
 from moesim.calibrate.profiles.serving import looks_like_serving, read_serving
 from moesim.calibrate.profiles.tables import read_table
@@ -17,7 +18,7 @@ from moesim.files import find, nearest
 
 __all__ = ["KINDS", "Kind", "import_profile"]
 
-Kind = Literal["kineto", "nsight", "table", "serving"]
+Kind = Literal["measured", "kineto", "nsight", "table", "serving"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SNIFFED = 2**18
 
@@ -34,7 +35,7 @@ def import_profile(
 
     Parameters
     ----------
-    path : the file; ``.gz`` is unpacked on the way
+    path : the file; ``.gz`` is unpacked on the way. What ``calibrate measure`` wrote is a folder
     kind : one of ``KINDS``, or ``auto``: told from the name and the first lines
     device : device of the catalog that was measured: its datasheet bounds the rows. Traces that name a device of the
         catalog need none
@@ -60,11 +61,15 @@ def import_profile(
         return read_nsight(path, device=device)
     if chosen == "serving":
         return read_serving(path)
+    if chosen == "measured":
+        return read_measured(path, device=device)
     return read_table(path, device=device, columns=columns, constants=constants)
 
 
 def _kind(path: Path) -> Kind:
     where = str(path)
+    if path.is_dir() or is_measured(path):
+        return "measured"
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix in {".parquet", ".pq"}:
         return "table"
@@ -78,5 +83,7 @@ def _kind(path: Path) -> Kind:
             return "kineto"
         if looks_like_serving(head):
             return "serving"
-    what = "expected a Kineto trace, Nsight CSV, a table (.csv, .parquet) or a serving result; or say --kind"
+    what = (
+        "expected a Kineto trace, Nsight CSV, a table (.csv, .parquet) or a serving result; or say --format"
+    )
     raise SpecError(Problem(where, 0, "", "", what))

@@ -79,7 +79,8 @@ def _batched(d: dict[str, Array], rows: pd.DataFrame, size: float) -> tuple[Arra
 
 def _moe(d: dict[str, Array], rows: pd.DataFrame, size: float) -> tuple[Array, Array]:
     ups = np.where(rows["variant"].to_numpy() == "nongated", 1.0, 2.0)
-    touched = np.minimum(d["top_k"], d["experts"])
+    least = np.minimum(d["top_k"], d["experts"])
+    touched = np.where(np.isnan(d["distinct"]), least, d["distinct"])
     return moe_work(d["tokens"] * d["top_k"], touched, d["hidden"], d["inner"], ups, size, min(size, 2.0))
 
 
@@ -202,7 +203,7 @@ def add_work(frame: pd.DataFrame) -> pd.DataFrame:
             continue
         dims = {
             name: full[name].to_numpy(dtype=np.float64, na_value=np.nan)
-            for name in {*needed, "queries", "value_dim"}
+            for name in {*needed, "queries", "value_dim", "distinct"}
         }
         at = full.index.to_numpy()
         work, size = _WORK[str(op)](dims, full, _VALUE_BYTES[str(dtype)])
