@@ -14,6 +14,8 @@ from moesim.spec.model import DenseFfn, GroupedQuery, LinearAttention, MoeFfn, M
 from moesim.spec.parameters import kv_bytes_per_token, layer_parameters, state_bytes_per_sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moesim.cost.layout import Layout
 
 __all__ = ["CacheShare", "activation_bytes", "cache_share", "layer_bytes", "stage_weight_bytes"]
@@ -49,7 +51,9 @@ class CacheShare:
         return self.per_sequence + self.per_token * tokens + windowed
 
 
-def layer_bytes(layout: Layout, attention: str, ffn: str, slots_per_rank: int = 0) -> float:
+def layer_bytes(
+    layout: Layout, attention: str, ffn: str, slots_per_rank: int | Mapping[str, int] = 0
+) -> float:
     """Return the stored weight bytes of one layer on one device.
 
     The projections are those of the ops, so a device stores what it reads: attention cut over ``tp`` (latent
@@ -58,7 +62,8 @@ def layer_bytes(layout: Layout, attention: str, ffn: str, slots_per_rank: int = 
 
     Parameters
     ----------
-    slots_per_rank : expert copies per expert-parallel rank, replicas included; 0: experts / ep, rounded up
+    slots_per_rank : expert copies per expert-parallel rank, replicas included, or such counts by FFN; 0 or absent:
+        experts / ep, rounded up
     """
     one, model, cut = np.array([1]), layout.model, layout.parallelism
     network = model.ffns[ffn]
@@ -70,14 +75,15 @@ def layer_bytes(layout: Layout, attention: str, ffn: str, slots_per_rank: int = 
     stored = sum(float(op.weight_bytes[0]) for op in ops)
     stored += layer_parameters(model, attention, ffn).norms * layout.formats.plain.value_bytes
     if isinstance(network, MoeFfn):
-        slots = slots_per_rank or -(-network.experts // cut.ep)
+        stated = slots_per_rank if isinstance(slots_per_rank, int) else slots_per_rank.get(ffn, 0)
+        slots = stated or -(-network.experts // cut.ep)
         matrices = 3 if network.gated else 2
         width, inner = network.latent or model.hidden, -(-network.intermediate // cut.moe_tp)
         stored += slots * matrices * width * inner * layout.formats.experts.value_bytes
     return stored
 
 
-def stage_weight_bytes(layout: Layout, slots_per_rank: int = 0) -> list[float]:
+def stage_weight_bytes(layout: Layout, slots_per_rank: int | Mapping[str, int] = 0) -> list[float]:
     """Return the stored weight bytes of one device in each pipeline stage.
 
     The embedding is cut over ``tp`` and sits in the first stage, the head in the last; a tied pair is

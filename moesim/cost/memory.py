@@ -81,7 +81,7 @@ def memory_plan(
     precision: PrecisionChoice | None = None,
     speculation: Speculation | None = None,
     *,
-    slots_per_rank: int = 0,
+    slots_per_rank: int | None = None,
     graphs_in_budget: bool = True,
     sequence_tokens: int | None = None,
 ) -> MemoryPlan:
@@ -96,7 +96,8 @@ def memory_plan(
 
     Parameters
     ----------
-    slots_per_rank : expert copies per expert-parallel rank, with replicas; 0: experts / ep
+    slots_per_rank : expert copies per expert-parallel rank, with replicas, of every MoE layer; 0: experts / ep;
+        none: as the pool's placement says
     sequence_tokens : length at which windows and recurrent state are spread over tokens; by default the
         longest request, as in vLLM's "GPU KV cache size". Models that keep every token do not depend on it
 
@@ -112,7 +113,8 @@ def memory_plan(
     active = activation_bytes(layout, engine.max_num_batched_tokens, min(rows, engine.max_num_batched_tokens))
     reserve, graphs = _outside(engine, pool.parallelism.devices)
     counted = graphs if graphs_in_budget or engine.flavor != "vllm" else 0.0
-    weights, shares = stage_weight_bytes(layout, slots_per_rank), cache_share(layout)
+    slots = _slots(pool) if slots_per_rank is None else slots_per_rank
+    weights, shares = stage_weight_bytes(layout, slots), cache_share(layout)
     length = sequence_tokens or engine.max_model_len or model.context
     per_token = [share.sequence_bytes(length) / length for share in shares]
     pools = [_pool_bytes(engine, total, w, active, reserve, counted) for w in weights]
@@ -143,6 +145,12 @@ def memory_plan(
         max_tokens=blocks * engine.block_tokens,
         notes=tuple(notes),
     )
+
+
+def _slots(pool: Pool) -> dict[str, int]:
+    """Return expert copies per rank by FFN, where a placement says so."""
+    placed = pool.placement
+    return {} if placed is None else {name: placed.slots_per_rank(name) for name in placed.ffns}
 
 
 def _outside(engine: Engine, devices: int) -> tuple[float, float]:

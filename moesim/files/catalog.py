@@ -12,8 +12,9 @@ from moesim.errors import SpecError
 
 __all__ = ["CATALOG", "Kind", "catalog_names", "catalog_root", "find", "nearest"]
 
-Kind = Literal["device", "node", "cluster", "model", "traffic", "routing", "scenario"]
+Kind = Literal["device", "node", "cluster", "model", "traffic", "routing", "placement", "scenario"]
 
+# placements belong to one scenario each: they are named by path and have no folder of their own
 CATALOG: dict[Kind, str] = {
     "device": "hardware/devices",
     "node": "hardware/nodes",
@@ -35,6 +36,8 @@ def catalog_root() -> Path:
 
 def catalog_names(kind: Kind) -> tuple[str, ...]:
     """Return the names of ``kind`` in the catalog, sorted; scenarios in sub-folders carry the folder's name."""
+    if kind not in CATALOG:
+        return ()
     folder = catalog_root() / CATALOG[kind]
     return tuple(sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")))
 
@@ -57,8 +60,7 @@ def find(name: str, kind: Kind, beside: Path | None = None) -> Path:
             if (folder / name).is_file():
                 return folder / name
         raise SpecError(f"{name}: no such {kind} file")
-    path = catalog_root() / CATALOG[kind] / f"{name}.yaml"
-    if path.is_file():
+    if kind in CATALOG and (path := catalog_root() / CATALOG[kind] / f"{name}.yaml").is_file():
         return path
     known = catalog_names(kind)
     raise SpecError(

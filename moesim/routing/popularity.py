@@ -17,7 +17,7 @@ from moesim.streams import stream
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ORDERS", "layer_popularity"]
+__all__ = ["ORDERS", "layer_popularity", "popularity_of_layers"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -61,17 +61,62 @@ def layer_popularity(
     return np.asarray(table / table.sum(axis=1, keepdims=True))
 
 
+def popularity_of_layers(
+    routing: RoutingSpec | None, experts: int, top_k: int, layers: int, beside: Path | None = None
+) -> FloatArray:
+    """Return the share of choices of each expert in each MoE layer of a model, [layers, E]; rows sum to 1.
+
+    Where ``layer_popularity`` may answer with one row for all, or some known rows, this one says which row every
+    layer has: layers that no row describes behave as the mean of those that do, a Zipf popularity without ``order``
+    gives each layer an order of its own (the first 16 are those of ``layer_popularity``).
+
+    Raises
+    ------
+    SpecError : as ``layer_popularity``; a trace or tables of another number of layers
+    """
+    router = None if routing is None else routing.router
+    if (
+        routing is not None
+        and isinstance(router, Popularity)
+        and router.shares is None
+        and router.order is None
+    ):
+        layer_popularity(routing, experts, top_k, beside)  # checks the dimensions
+        table = _zipf(_orders(routing.name, experts, layers), top_k, router.zipf or 0.0)
+        return np.asarray(table / table.sum(axis=1, keepdims=True))
+    known = layer_popularity(routing, experts, top_k, beside)
+    if routing is None or router is None or isinstance(router, Uniform):
+        return np.repeat(known, layers, axis=0)
+    if isinstance(router, Popularity):
+        rows = router.layers or tuple(range(len(known)))
+        if len(known) > 1 and max(rows) >= layers:
+            raise SpecError(
+                f"routing {routing.name}: describes MoE layer {max(rows)}, the model has {layers}"
+            )
+        table = np.repeat(known.mean(axis=0, keepdims=True), layers, axis=0)
+        if len(known) > 1:
+            table[list(rows)] = known
+        return table
+    if len(known) != layers:
+        raise SpecError(f"routing {routing.name}: has {len(known)} MoE layers, the model has {layers}")
+    return known
+
+
 def _stated(name: str, router: Popularity, experts: int, top_k: int) -> FloatArray:
     if router.shares is not None:
         return np.array(router.shares, dtype=np.float64)
     assert router.zipf is not None
-    order = np.array(router.order) if router.order is not None else _orders(name, experts)
-    ranked = plackett_luce_inclusion(zipf_weights(order.shape[1], router.zipf), top_k)
+    order = np.array(router.order) if router.order is not None else _orders(name, experts, ORDERS)
+    return _zipf(order, top_k, router.zipf)
+
+
+def _zipf(order: npt.NDArray[np.int64], top_k: int, exponent: float) -> FloatArray:
+    ranked = plackett_luce_inclusion(zipf_weights(order.shape[1], exponent), top_k)
     table = np.empty(order.shape)
     np.put_along_axis(table, order, np.broadcast_to(ranked, order.shape), axis=1)
     return table
 
 
-def _orders(name: str, experts: int) -> npt.NDArray[np.int64]:
+def _orders(name: str, experts: int, layers: int) -> npt.NDArray[np.int64]:
     generator = stream(0, f"routing order {name}")
-    return np.stack([generator.permutation(experts) for _ in range(ORDERS)])
+    return np.stack([generator.permutation(experts) for _ in range(layers)])

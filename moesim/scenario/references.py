@@ -22,6 +22,8 @@ __all__ = ["SLOTS", "expand", "normalise", "read_layer"]
 Slot = Literal["cluster", "node", "device", "model", "traffic", "routing"]
 SLOTS: tuple[Slot, ...] = ("cluster", "node", "device", "model", "traffic", "routing")
 
+POOLS = ("serve", "prefill", "decode")
+
 _SEVERAL = re.compile(r"\d+\s*x\s+\S+", re.IGNORECASE)
 _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "traffic": (("trace", "path"),),
@@ -84,7 +86,50 @@ def expand(root: Value) -> tuple[Value, list[Problem], set[str]]:
     if "cluster" in missing or "node" in missing:
         missing |= {"node", "device"}
     rest = {name: child for name, child in root.data.items() if name not in SLOTS}
+    if "deployment" in rest:
+        rest["deployment"], found = _placements(rest["deployment"])
+        problems += found
     return replace(root, data={**rest, **slots}), problems, missing
+
+
+def _placements(deployment: Value) -> tuple[Value, list[Problem]]:
+    """Put the file that ``deployment.POOL.placement`` names in its place; one that leads nowhere becomes null."""
+    if not deployment.is_mapping:
+        return deployment, []
+    pools = dict(deployment.data)
+    problems: list[Problem] = []
+    for pool in POOLS:
+        value = pools.get(pool)
+        named = value.data.get("placement") if value is not None and value.is_mapping else None
+        if value is None or named is None or not isinstance(named.data, str):
+            continue
+        try:
+            entry = _placement(pool, named)
+        except SpecError as error:
+            problems += error.problems
+            entry = Value(None, named.origin)
+        pools[pool] = replace(value, data={**value.data, "placement": entry})
+    return replace(deployment, data=pools), problems
+
+
+def _placement(pool: str, name: Value) -> Value:
+    text, field = name.data.strip(), f"deployment.{pool}.placement"
+    if not text.endswith((".yaml", ".yml")):
+        raise SpecError(
+            _bad(name.origin, field, repr(text), "expected the path of a placement file, ending in .yaml")
+        )
+    try:
+        entry = read_layer(find(text, "placement", name.origin.path))
+    except SpecError as error:
+        if any(p.line for p in error.problems):
+            raise
+        raise SpecError(_bad(name.origin, field, repr(text), "no such file")) from None
+    kind = entry.data.get("kind") if entry.is_mapping else None
+    if kind is None or kind.data != "placement":
+        origin, value = (entry.origin, "") if kind is None else (kind.origin, repr(kind.data))
+        expected = f"expected kind: placement, as {_place(name.origin)} names it for {field}"
+        raise SpecError(_bad(origin, "kind", value, expected))
+    return entry
 
 
 def _named_by(owner: Value | None, owner_slot: str, slot: Slot, override: Value | None) -> dict[str, Value]:

@@ -12,6 +12,7 @@ from moesim.scenario.references import SLOTS
 from moesim.spec.base import Spec
 from moesim.spec.hardware import ClusterSpec, DeviceSpec, NodeSpec
 from moesim.spec.model import ModelSpec
+from moesim.spec.placement import PlacementSpec
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.traffic import TrafficSpec
@@ -25,6 +26,7 @@ KINDS: dict[Kind, type[Spec]] = {
     "model": ModelSpec,
     "traffic": TrafficSpec,
     "routing": RoutingSpec,
+    "placement": PlacementSpec,
     "scenario": ScenarioSpec,
 }
 """The spec of each kind of file, by the value of its ``kind:`` key."""
@@ -78,6 +80,11 @@ def _as_file(resolved: dict[str, Any]) -> dict[str, Any]:
             ],
             "description": about,
         }
+    pool = definitions["Pool"]["properties"]
+    pool["placement"] = {
+        "anyOf": [{"type": "string", "description": "path of a placement file"}, *pool["placement"]["anyOf"]],
+        "description": pool["placement"].get("description", ""),
+    }
     overrides = {name: field for name, field in fields.items() if name != "kind"}
     definitions["Variant"] = {
         "type": "object",

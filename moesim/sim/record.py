@@ -17,7 +17,7 @@ from moesim.sim.driver import Driver
 from moesim.sim.kernel import Status
 from moesim.sim.kernel.state import ITL_BINS, ITL_LOW_S, ITL_RATIO
 from moesim.sim.pool import Pool
-from moesim.sim.routing_load import expert_rank
+from moesim.sim.routing_load import expert_rank, placed_experts
 from moesim.sim.setup import PoolParts
 from moesim.spec.deployment import Run
 from moesim.spec.model import MoeFfn
@@ -185,7 +185,10 @@ def itl_table(pool: Pool) -> pd.DataFrame:
 def experts_table(scenario: ScenarioSpec) -> pd.DataFrame:
     """Return where each expert is and which share of its layer's work it gets."""
     model = scenario.model
-    ranks = list(scenario.deployment.pools.values())[-1].parallelism.ep
+    pool = list(scenario.deployment.pools.values())[-1]
+    if pool.placement is not None:
+        return pd.DataFrame(placed_experts(scenario, pool.placement))
+    ranks = pool.parallelism.ep
     rows: list[dict[str, Any]] = []
     moe = 0
     for _, name in model.blocks():

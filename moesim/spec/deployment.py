@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moesim.spec.base import Spec
+from moesim.spec.placement import PlacementSpec
 from moesim.units import Bytes, Seconds, UsdPerHour, UsdPerKwh
 
 __all__ = [
@@ -139,6 +140,8 @@ class Pool(Spec):
     router: ReplicaRouter = ReplicaRouter()
     cluster: str = ""
     """Cluster of this pool, where it differs from the scenario's."""
+    placement: PlacementSpec | None = None
+    """Where every expert of a replica sits; none: contiguous blocks without replicas."""
 
 
 class PrecisionChoice(Spec):

@@ -11,6 +11,7 @@ from moesim.spec.base import Finding, Source, Spec, findings
 from moesim.spec.deployment import Deployment, Economics, Fault, Pool, Run, Straggler, Targets
 from moesim.spec.hardware import ClusterSpec, DeviceSpec, NodeSpec
 from moesim.spec.model import Attention, GroupedQuery, LinearAttention, ModelSpec, MoeFfn, NoMixer
+from moesim.spec.placement import placement_findings
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.traffic import Sessions, SharedPrefix, TraceBlocks, TrafficSpec
 
@@ -71,6 +72,7 @@ def scenario_findings(scenario: ScenarioSpec) -> Iterator[Finding]:
     for name, pool in scenario.deployment.pools.items():
         yield from _sharding(scenario.model, name, pool)
         yield from _engine(scenario.model, scenario.traffic, name, pool)
+        yield from _placement(scenario.model, name, pool)
     yield from _routing(scenario)
     yield from _events(scenario.deployment)
     yield from _run(scenario)
@@ -177,6 +179,12 @@ def _engine(model: ModelSpec, traffic: TrafficSpec, name: str, pool: Pool) -> It
             engine.block_tokens,
             f"must divide the {hashed} tokens of a prefix block of traffic {traffic.name}",
         )
+
+
+def _placement(model: ModelSpec, name: str, pool: Pool) -> Iterator[Finding]:
+    if pool.placement is not None:
+        for found in placement_findings(pool.placement, model, pool.parallelism.ep):
+            yield found._replace(key=("deployment", name, "placement", *found.key))
 
 
 def _routing(scenario: ScenarioSpec) -> Iterator[Finding]:
