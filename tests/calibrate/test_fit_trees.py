@@ -54,6 +54,22 @@ class TestForest:
         assert (many == few).all()
         assert (many[0] == (values[0] > np.array([[-0.5], [0.0], [0.7]], np.float32)).sum(axis=0)).all()
 
+    def test_a_table_over_tokens_is_answered_row_by_row(self) -> None:
+        tokens = np.arange(6000, dtype=np.float32)
+        matrix = np.stack([tokens, np.full_like(tokens, 3.0), tokens % 700, np.minimum(tokens, 4000.0)])
+        borders = [np.array([0, 7, 7.5, 5999], np.float32), np.array([3, 4], np.float32)]
+        borders += [np.array([350, 699], np.float32), np.array([3999, 4000], np.float32)]
+        binned = bins_of(matrix, borders)
+        assert (
+            binned
+            == [(column > cuts[:, None]).sum(axis=0) for column, cuts in zip(matrix, borders, strict=True)]
+        ).all()
+        forest, _, _ = forest_of(trees=9)
+        rows = binned[:3]
+        shuffled = np.random.default_rng(2).permutation(6000)
+        assert (forest.answer(rows)[shuffled] == forest.answer(rows[:, shuffled])).all()
+        assert len(np.unique(forest.answer(rows))) > 1
+
     def test_chunks_do_not_matter(self) -> None:
         forest, binned, _ = forest_of()
         wide = np.tile(binned, (1, 40))

@@ -27,19 +27,27 @@ def bins_of(
     """Return [feature, row]: how many borders of the feature lie below the value."""
     rows = matrix.shape[1]
     binned = np.zeros(matrix.shape, dtype=np.uint8)
-    if rows < _FEW:
-        for cuts, column, out in zip(borders, matrix, binned, strict=True):
+    for cuts, column, out in zip(borders, matrix, binned, strict=True):
+        if rows < _FEW:
             out[:] = np.searchsorted(cuts, column, side="left")
-        return binned
-    # counting comparisons streams through memory, where a binary search of each value would jump
-    for start in range(0, rows, _CHUNK):
-        above = np.empty(min(_CHUNK, rows - start), dtype=np.bool_)
-        for cuts, column, out in zip(borders, matrix, binned, strict=True):
-            part, count = column[start : start + _CHUNK], out[start : start + _CHUNK]
-            for cut in cuts:
-                np.greater(part, cut, out=above)
-                np.add(count, above.view(np.uint8), out=count)
+        elif not (column[1:] < column[:-1]).any():  # a table over tokens: most features are fixed or grow
+            crossed = np.bincount(np.searchsorted(column, cuts, side="right"), minlength=rows + 1)
+            np.cumsum(crossed[:rows], out=out, dtype=np.uint8)
+        else:
+            _count_below(column, cuts, out)
     return binned
+
+
+def _count_below(
+    column: npt.NDArray[np.float32], cuts: npt.NDArray[np.float32], out: npt.NDArray[np.uint8]
+) -> None:
+    """Count comparisons into ``out``: that streams through memory, where a binary search of each value would jump."""
+    for start in range(0, len(column), _CHUNK):
+        part, count = column[start : start + _CHUNK], out[start : start + _CHUNK]
+        above = np.empty(len(part), dtype=np.bool_)
+        for cut in cuts:
+            np.greater(part, cut, out=above)
+            np.add(count, above.view(np.uint8), out=count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +86,10 @@ class Forest:
         binned : [feature, row] from ``bins_of``
         """
         rows = binned.shape[1]
+        if rows > _FEW:  # a table over tokens stays in one cell of all features for many rows on end
+            starts = np.flatnonzero(np.r_[True, (binned[:, 1:] != binned[:, :-1]).any(axis=0)])
+            if len(starts) < rows // 2:
+                return np.repeat(self.answer(binned[:, starts]), np.diff(starts, append=rows))
         total = np.zeros(rows, dtype=np.float32)
         worth = self.leaves.astype(np.float32) * self.scale[:, None]
         for start in range(0, rows, _CHUNK):
