@@ -204,7 +204,7 @@ def _odds(q: FloatArray, k: int) -> FloatArray:
         if np.abs(got - target).max() < 1e-10:
             break
         odds = odds * (target / got) * np.maximum((1 - got) / (1 - target), 1e-12)
-    return odds / odds.mean(axis=1, keepdims=True)
+    return np.asarray(odds / odds.mean(axis=1, keepdims=True))
 
 
 def _inclusion_of_odds(odds: FloatArray, k: int) -> FloatArray:

@@ -86,10 +86,22 @@ def expand(root: Value) -> tuple[Value, list[Problem], set[str]]:
     if "cluster" in missing or "node" in missing:
         missing |= {"node", "device"}
     rest = {name: child for name, child in root.data.items() if name not in SLOTS}
+    if "plan" in rest:
+        rest["plan"] = _plan_files(rest["plan"])
     if "deployment" in rest:
         rest["deployment"], found = _placements(rest["deployment"])
         problems += found
     return replace(root, data={**rest, **slots}), problems, missing
+
+
+def _plan_files(plan: Value) -> Value:
+    """Make the paths of recorded loads and traces in a plan section independent of their file's folder."""
+    plan = _absolute(plan, ("trace",))
+    loads = plan.data.get("loads") if plan.is_mapping else None
+    if loads is None or not isinstance(loads.data, list):
+        return plan
+    files = replace(loads, data=[_absolute(child, ("path",)) for child in loads.data])
+    return replace(plan, data={**plan.data, "loads": files})
 
 
 def _placements(deployment: Value) -> tuple[Value, list[Problem]]:

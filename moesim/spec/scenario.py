@@ -12,6 +12,7 @@ from moesim.spec.deployment import Deployment, Economics, Fault, Pool, Run, Stra
 from moesim.spec.hardware import ClusterSpec, DeviceSpec, NodeSpec
 from moesim.spec.model import Attention, GroupedQuery, LinearAttention, ModelSpec, MoeFfn, NoMixer
 from moesim.spec.placement import placement_findings
+from moesim.spec.planning import PlanSpec
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.traffic import Sessions, SharedPrefix, TraceBlocks, TrafficSpec
 
@@ -49,6 +50,8 @@ class ScenarioSpec(Spec):
     targets: Targets = Targets()
     economics: Economics = Economics()
     run: Run = Run()
+    plan: PlanSpec | None = None
+    """What ``moesim plan`` is to decide; a run does not read it."""
     sources: tuple[Source, ...] = ()
     """Where the scenario's own choices come from, if a paper or a benchmark states them."""
 

@@ -1,0 +1,124 @@
+"""Planning: the ``plan:`` section of a scenario: which decision ``moesim plan`` is to take, and within what limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from moesim.spec.base import Spec
+from moesim.units import Bytes, Seconds
+
+__all__ = [
+    "PROBLEMS",
+    "AffinityPlan",
+    "BalancePlan",
+    "JointPlan",
+    "LoadFile",
+    "Online",
+    "PlanSpec",
+    "Problem",
+    "Search",
+]
+
+Problem = Literal["balance", "affinity", "joint", "tiering", "composition", "parallelism", "fleet"]
+PROBLEMS: tuple[Problem, ...] = (
+    "balance",
+    "affinity",
+    "joint",
+    "tiering",
+    "composition",
+    "parallelism",
+    "fleet",
+)
+
+
+class Search(Spec):
+    """When a search may stop; what is found by then is the answer, with its proven bound."""
+
+    time_limit: Seconds = 60.0
+    gap: NonNegativeFloat = 0.0
+    """Relative gap between objective and bound that is good enough; 0: only a proof, or the time limit."""
+
+
+class LoadFile(Spec):
+    """Recorded expert loads: one scenario of the loads to plan for."""
+
+    path: str
+    """Relative to this file: an SGLang recorder dump (.pt, .json), vLLM load JSONL, or a moesim trace (.npz)."""
+    name: str = ""
+    """Name of the scenario in reports; empty: the file's."""
+    format: Literal["auto", "sglang", "vllm", "trace"] = "auto"
+    weight: PositiveFloat = 1.0
+    """Share in the mix, when the mean counts and not the worst."""
+
+
+class Online(Spec):
+    """Rebalancing while serving, replayed on a recorded trace: every so often, from a window of what came last."""
+
+    every: PositiveInt = 3000
+    """Engine steps between two rebalancings (vLLM's ``step_interval``)."""
+    window: PositiveInt = 1000
+    """Last steps whose loads are looked at (vLLM's ``window_size``)."""
+    tokens_per_step: PositiveInt
+    """Tokens of one engine step, all ranks together; the trace is cut into steps of that many."""
+    max_moved: Bytes | None = None
+    """Most expert weights that one rebalancing may bring to any one device; none: no limit."""
+    hidden: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the migration that runs beside the steps (asynchronous EPLB); the rest stops them."""
+
+
+class _Placing(Search):
+    pool: Literal["serve", "prefill", "decode"] | None = None
+    """Pool whose experts are placed; none: the one that decodes."""
+
+
+class BalancePlan(_Placing):
+    """Experts with replicas to ranks, equal slots each, so that the busiest rank has least to do."""
+
+    problem: Literal["balance"]
+    redundant: NonNegativeInt | None = None
+    """Slots per layer beyond one for each expert, all ranks together; none: those of the pool's placement, or as few
+    as make equal slots."""
+    count: Literal["worst", "mix"] = "worst"
+    """What several load scenarios are worth together: the worst one's imbalance, or their weighted mean."""
+    loads: tuple[LoadFile, ...] = ()
+    """Recorded loads, one scenario each; empty: the scenario's routing."""
+    by_group: bool = False
+    """Each sequence group (task, tenant) of a recorded trace is a load scenario of its own."""
+    max_moved: Bytes | None = None
+    """Most expert weights that may be brought to any one device, seen from the pool's placement (contiguous when it
+    has none); none: no limit."""
+    groups: PositiveInt | None = None
+    """Expert groups of EPLB's hierarchical baseline; none: the model's."""
+    online: Online | None = None
+
+    @model_validator(mode="after")
+    def _several(self) -> BalancePlan:
+        if self.by_group and len(self.loads) > 1:
+            raise ValueError("by_group opens one trace into its groups; expected at most one file in loads")
+        return self
+
+
+class AffinityPlan(_Placing):
+    """Experts to ranks, equal counts in each layer, so that tokens change rank and node least between layers."""
+
+    problem: Literal["affinity"]
+    trace: str = ""
+    """Recorded trace (.npz) relative to this file; empty: the scenario's routing."""
+    dispatch: Literal["return_home", "context_coherent"] = "context_coherent"
+    """Where a token's state is between layers: back on its own rank, or where its last expert was (ExFlow)."""
+
+
+class JointPlan(_Placing):
+    """Balance and traffic together: their weighted sum, or the front between them."""
+
+    problem: Literal["joint"]
+    trace: str = ""
+    """Recorded trace (.npz) relative to this file; empty: the scenario's routing."""
+    dispatch: Literal["return_home", "context_coherent", "node_limited", "node_deduplicated"] = "return_home"
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of traffic; the rest is balance's."""
+
+
+PlanSpec = Annotated[BalancePlan | AffinityPlan | JointPlan, Field(discriminator="problem")]
