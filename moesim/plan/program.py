@@ -6,11 +6,14 @@ that PuLP builds is run and read directly.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import highspy
@@ -20,7 +23,7 @@ import pulp
 from moesim.errors import LawBroken
 from moesim.plan.solution import Limits, Point, SolStatus
 
-__all__ = ["Outcome", "solve"]
+__all__ = ["Outcome", "quiet_highs", "solve"]
 
 _TOLERANCE: Final = 1e-6  # HiGHS' own for rows and integers
 _PROOF: Final = 1e-9
@@ -142,19 +145,45 @@ def solve(
     return _outcome(program, variables, highs, run, initial, began)
 
 
+def quiet_highs() -> Any:
+    """Return a HiGHS that writes nothing: answers go to standard output, and its banner would spoil them."""
+    _swallow_banner()
+    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+    highs.setOptionValue("output_flag", False)  # noqa: FBT003 - an option's value
+    return highs
+
+
+@cache
+def _swallow_banner() -> None:
+    """Make the first HiGHS of the process, which prints a banner that no option stops, to nowhere."""
+    flush = ctypes.CDLL(None).fflush if os.name == "posix" else None
+    if flush:
+        flush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        highspy.Highs()  # type: ignore[no-untyped-call]
+        if flush:
+            flush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _model(program: pulp.LpProblem, limits: Limits) -> Any:
     """Return PuLP's HiGHS model with this module's options; always a minimisation."""
-    solver = pulp.HiGHS(
-        msg=False,
-        threads=1,
-        timeLimit=max(limits.seconds, 0.0),
-        gapRel=limits.gap,
-        gapAbs=0.0,
-        random_seed=limits.seed % 2**31,
-    )
-    solver.createAndConfigureSolver(program)
-    solver.buildSolverModel(program)
-    return program.solverModel
+    program.solverModel = highs = quiet_highs()
+    for name, value in (
+        ("threads", 1),
+        ("time_limit", max(limits.seconds, 0.0)),
+        ("mip_rel_gap", limits.gap),
+        ("mip_abs_gap", 0.0),
+        ("random_seed", limits.seed % 2**31),
+    ):
+        highs.setOptionValue(name, value)
+    pulp.HiGHS(msg=False).buildSolverModel(program)
+    return highs
 
 
 def _start(

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pulp
@@ -168,3 +170,14 @@ def test_two_variables_of_one_name_are_refused():
     program += pulp.LpVariable("a", 0) + pulp.LpVariable("a", 1)
     with pytest.raises(ValueError, match="two variables are called a"):
         solve(program, Limits())
+
+
+def test_nothing_is_written_to_standard_output():
+    code = (
+        "import pulp; from moesim.plan.program import solve; from moesim.plan.solution import Limits;"
+        "p = pulp.LpProblem('p'); x = pulp.LpVariable('x', 0, 1); p += -x; solve(p, Limits()); print('answer')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "answer\n"

@@ -1,0 +1,199 @@
+"""Balance and robust balance: list scheduling, annealing per layer, and a certified bound beside every answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import SpecError
+from moesim.plan.balance.baselines import pooled, vector_lpt
+from moesim.plan.balance.bounds import layer_bound, row_bounds
+from moesim.plan.balance.exact import exact_layer, is_small
+from moesim.plan.balance.kernel import anneal
+from moesim.plan.balance.problem import Balance, FloatArray, IntArray, check_placement, worth
+from moesim.plan.solution import Limits, Point, Solution
+
+__all__ = ["Effort", "balance", "improve"]
+
+_HOT: Final = 1e-3  # temperatures in squared relative load: a swap's typical excess, and far below it
+_COLD: Final = 1e-6
+_FALL: Final = 0.005
+_RECOUNT: Final = 0.3
+_NEAR: Final = 5e-4  # a plan this close to its bound is not searched further
+_SPREAD_PRICE: Final = 0.01
+_SPREAD_ROOM: Final = 0.005
+_SPREAD_KEPT: Final = 0.01
+_BOUND_GAP: Final = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How hard to search; the answer depends on these and the seed, not on the machine, while time lasts.
+
+    Attributes
+    ----------
+    steps : moves tried per layer
+    bound_seconds : most per layer for the bound of patterns; 0: the bounds that cost nothing
+    exact : prove small layers optimal by a program
+    """
+
+    steps: int = 200_000
+    bound_seconds: float = 1.0
+    exact: bool = True
+
+
+def improve(
+    rows: FloatArray,
+    slot: IntArray,
+    ranks: int,
+    mix: FloatArray | None,
+    *,
+    steps: int,
+    seed: int,
+    spread: FloatArray | None = None,
+) -> IntArray:
+    """Return a better placement of one layer, never a worse one by more than 1 % where ``spread`` is given.
+
+    Parameters
+    ----------
+    rows : float64 [scenario, expert], relative loads (a rank's mean is 1)
+    slot : int64 [ranks * slots], the start
+    spread : float64 [direction, expert], how relative loads vary within a scenario (see ``spread_of``); among plans
+        within 1 % of the best found, one whose ranks vary little is taken, which is what unseen traffic meets
+    """
+    hard = len(rows)
+    floor = row_bounds(rows, ranks, len(slot) // ranks)
+    recount = _RECOUNT if len(slot) > rows.shape[1] else 0.0
+    weights = np.full(hard, -1.0) if mix is None else mix
+    near = float(floor.max() if mix is None else mix @ floor) * (1 + _NEAR)
+    found = slot.copy()
+    one = np.ones(hard) if mix is None else mix
+    best, _ = anneal(
+        found, rows, hard, one, weights, floor, ranks, steps, _HOT, _COLD, _FALL, recount, seed, near, 0
+    )
+    if spread is None or not len(spread):
+        return found
+    tops = _tops(rows, found, ranks)
+    target = np.full(hard, best) if mix is None else tops
+    calm = found.copy()
+    price = np.concatenate([one, np.full(len(spread), _SPREAD_PRICE)])
+    both = np.ascontiguousarray(np.concatenate([rows, spread]))
+    room = target * (1 + _SPREAD_ROOM)
+    anneal(
+        calm, both, hard, price, weights, room, ranks, steps, _HOT, _COLD, _FALL, recount, seed + 1, 0.0, 1
+    )
+    after = _tops(rows, calm, ranks)
+    value = float(after.max() if mix is None else mix @ after)
+    return calm if value <= best * (1 + _SPREAD_KEPT) else found
+
+
+def _tops(rows: FloatArray, slot: IntArray, ranks: int) -> FloatArray:
+    share = rows / np.maximum(np.bincount(slot, minlength=rows.shape[1]), 1)
+    return np.asarray(share[:, slot].reshape(len(rows), ranks, -1).sum(axis=2).max(axis=1))
+
+
+def balance(
+    problem: Balance,
+    limits: Limits | None = None,
+    *,
+    start: npt.ArrayLike | None = None,
+    spread: FloatArray | None = None,
+    effort: Effort | None = None,
+    on_progress: Callable[[Point], None] | None = None,
+) -> Solution[IntArray]:
+    """Place the copies of every layer's experts so that the worst scenario (or the mix) is balanced best.
+
+    The objective is the mean over layers of busiest rank over mean rank: what one step of equal layers waits for.
+    Layers are solved one by one, so an interrupt or the end of the time keeps pooled EPLB or list scheduling,
+    whichever is better, for the layers not reached. No layer is worse than those two, nor than ``start``, except by
+    the 1 % that ``spread`` may cost.
+
+    Parameters
+    ----------
+    limits : seconds, gap that is good enough, seed; default 60 s
+    start : int [layer, slot], a placement to start from as well, such as the present one
+    spread : float64 [direction, layer, expert], how loads vary within a scenario (``spread_of``); steadier plans on
+        unseen traffic for at most 1 % of the objective. No layer is then proven optimal
+    on_progress : called after each layer with the mean objective and bound so far
+
+    Raises
+    ------
+    SpecError : a start or spread that does not fit the problem
+    """
+    began = time.perf_counter()
+    limits = limits or Limits()
+    effort = effort or Effort()
+    relative = problem.relative()
+    mix = problem.mix
+    candidates = [pooled(problem), vector_lpt(problem)]
+    if start is not None:
+        candidates.append(check_placement(problem, start))
+    if spread is not None and spread.shape[1:] != relative.shape[1:]:
+        raise SpecError(f"spread {spread.shape}: expected [direction, {problem.layers}, {problem.experts}]")
+    values = np.stack([worth(problem, c) for c in candidates])
+    pick = values.argmin(axis=0)
+    answer = np.stack([candidates[c][layer] for layer, c in enumerate(pick)])
+    objective = values.min(axis=0)
+    bounds = np.empty(problem.layers)
+    for layer in range(problem.layers):
+        floor = row_bounds(relative[:, layer], problem.ranks, problem.slots)
+        bounds[layer] = floor.max() if mix is None else mix @ floor
+    bounds = np.minimum(bounds, objective)
+    history = [Point(time.perf_counter() - began, float(objective.mean()), float(bounds.mean()))]
+    proven = 0
+    try:
+        for layer in range(problem.layers):
+            left = limits.seconds - (time.perf_counter() - began)
+            if left <= 0:
+                break
+            rows = np.ascontiguousarray(relative[:, layer])
+            if objective[layer] > bounds[layer] * (1 + max(limits.gap, 1e-12)) or spread is not None:
+                answer[layer] = improve(
+                    rows,
+                    answer[layer],
+                    problem.ranks,
+                    mix,
+                    steps=effort.steps,
+                    seed=limits.seed + layer,
+                    spread=None if spread is None else spread[:, layer],
+                )
+                objective[layer] = _layer_worth(rows, answer[layer], problem)
+            seconds = min(effort.bound_seconds, left / (problem.layers - layer))
+            gap = max(limits.gap, _BOUND_GAP)
+            bounds[layer] = max(
+                bounds[layer],
+                layer_bound(rows, problem.ranks, problem.slots, mix, float(objective[layer]), gap, seconds),
+            )
+            if effort.exact and spread is None and limits.gap == 0 and is_small(problem):
+                answer[layer], objective[layer], bounds[layer] = exact_layer(
+                    rows, problem.ranks, problem.slots, mix, answer[layer], bounds[layer], limits
+                )
+            proven += objective[layer] <= bounds[layer] * (1 + 1e-10)
+            history.append(Point(time.perf_counter() - began, float(objective.mean()), float(bounds.mean())))
+            if on_progress is not None:
+                on_progress(history[-1])
+    except KeyboardInterrupt:
+        pass
+    total, bound = float(worth(problem, answer).mean()), float(bounds.mean())
+    bound = min(bound, total)
+    seconds = time.perf_counter() - began
+    done = total - bound <= 1e-9 * max(1.0, total)
+    return Solution(
+        answer,
+        total,
+        bound,
+        f"EPLB or vector LPT, annealing; {proven} of {problem.layers} layers proven optimal",
+        "optimal" if done else "feasible",
+        seconds,
+        (*history, Point(seconds, total, bound)),
+    )
+
+
+def _layer_worth(rows: FloatArray, slot: IntArray, problem: Balance) -> float:
+    tops = _tops(rows, slot, problem.ranks)
+    return float(tops.max() if problem.mix is None else problem.mix @ tops)
