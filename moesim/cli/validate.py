@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ SUITES: dict[str, str] = {
     "silicon-serving": "moesim.study.serving.suite:run",
     "vllm-rtx": "moesim.study.recorded.vllm_rtx:run",
     "h20-h800": "moesim.study.recorded.h20_h800:run",
+    "local-cpu": "moesim.calibrate.local.suite:run_cpu",
+    "local-gpu": "moesim.calibrate.local.suite:run_gpu",
 }
 """Suite -> ``module:function``. The function takes ``shared, cache, bands, quick, bound, progress`` by keyword and
 returns ``{suite, rows, covered, metrics, groups, bands}``."""
@@ -104,8 +107,26 @@ def _show(answer: dict[str, Any]) -> None:
             [[str(g[k]) for k in keys] + [_number(g[k]) for k in ("n", "median_ape", "bias")] for g in worst],
             title="worst groups",
         )
+    _show_passes(answer.get("side_by_side", ()))
     for left in answer.get("left_out", ()):
         text(f"left out: {left['rows']} rows ({left['mode']}): {left['reason']}")
+
+
+def _show_passes(passes: Sequence[dict[str, Any]]) -> None:
+    """Print measured and predicted times side by side."""
+    if not passes:
+        return
+    sizes = [key for key in passes[0] if key not in {"measured_s", "predicted_s", "error"}]
+    print_table(
+        [*sizes, "measured s", "predicted s", "error %"],
+        [
+            [str(p[key]) for key in sizes]
+            + [_number(p["measured_s"]), _number(p["predicted_s"]), f"{100 * p['error']:+.1f}"]
+            for p in passes
+        ],
+        title="measured and predicted",
+        right=tuple(range(1, len(sizes) + 3)),
+    )
 
 
 def _number(value: float | None) -> str:

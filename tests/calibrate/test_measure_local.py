@@ -180,19 +180,6 @@ def test_an_unknown_scope_is_refused():
         validate_local("night")
 
 
-@pytest.mark.slow
-def test_passes_on_this_machine_are_predicted_from_microbenchmarks(tmp_path):
-    found = validate_local("ci")
-    path = write_validation(found, tmp_path)
-    table = path.read_text().splitlines()
-    assert len(table) == 1 + 18
-    assert len({line.split(",")[6] for line in table[1:]}) == 3  # experts
-    worst = max(found.comparisons, key=lambda c: abs(c.error))
-    assert found.median_ape("forward") <= 0.10, worst
-    assert found.median_ape("moe_layer") <= 0.10, worst
-    assert found.median_ape(uniform=True) <= 0.10, worst
-
-
 def test_a_small_scope_runs_and_is_written(tmp_path, monkeypatch):
     starts = [
         p for p in micro.points() if p[1] == micro.MICRO[p[0]].tiny or p[1][0] == micro.MICRO[p[0]].grid[0][0]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,31 @@ from moesim.calibrate.local.micro import MICRO, Dims
 from moesim.calibrate.local.model import Architecture
 from moesim.errors import DataMissing
 
-__all__ = ["OpCurve", "fit", "forward_work", "moe_work", "seconds"]
+__all__ = ["OpCurve", "Sized", "Work", "bound_seconds", "fit", "forward_work", "moe_work", "seconds"]
 
 FloatArray = npt.NDArray[np.float64]
 Work = Counter[tuple[str, Dims]]
 """How often each call is made."""
+
+
+class Sized(Protocol):
+    """What a prediction must know of an op: as in ``micro.MicroOp``."""
+
+    @property
+    def grid(self) -> tuple[tuple[int, ...], ...]:
+        """Benchmarked values of each size."""
+
+    @property
+    def tiny(self) -> Dims:
+        """Sizes of a call whose time is overhead alone."""
+
+    @property
+    def flop(self) -> Callable[[Dims], float]:
+        """Work of one call."""
+
+    @property
+    def bytes(self) -> Callable[[Dims], float]:
+        """Bytes that one call moves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,13 +48,13 @@ class OpCurve:
 
     Attributes
     ----------
-    name : op
+    op : sizes and work
     overhead_s : seconds of a call that has next to no work
     peak, bandwidth : FLOP/s and bytes/s of the bound; the best that any microbenchmark of this machine reached
     log_efficiency : over the log of the sizes
     """
 
-    name: str
+    op: Sized
     overhead_s: float
     peak: float
     bandwidth: float
@@ -41,49 +62,49 @@ class OpCurve:
 
     def floor(self, dims: Dims) -> float:
         """Return overhead plus roofline bound, seconds."""
-        return _floor(self.name, dims, self.overhead_s, self.peak, self.bandwidth)
+        return _floor(self.op, dims, self.overhead_s, self.peak, self.bandwidth)
 
     def seconds(self, dims: Dims) -> float:
         """Return seconds of one call; sizes beyond the grid take the efficiency of its edge."""
-        inside = [float(np.clip(d, g[0], g[-1])) for d, g in zip(dims, MICRO[self.name].grid, strict=True)]
+        inside = [float(np.clip(d, g[0], g[-1])) for d, g in zip(dims, self.op.grid, strict=True)]
         return self.floor(dims) / float(np.exp(self.log_efficiency(np.log(inside))[0]))
 
 
-def _floor(name: str, dims: Dims, overhead_s: float, peak: float, bandwidth: float) -> float:
-    op = MICRO[name]
+def _floor(op: Sized, dims: Dims, overhead_s: float, peak: float, bandwidth: float) -> float:
     return overhead_s + max(op.flop(dims) / peak, op.bytes(dims) / bandwidth)
 
 
-def fit(measured: Mapping[tuple[str, Dims], float]) -> dict[str, OpCurve]:
+def fit(measured: Mapping[tuple[str, Dims], float], table: Mapping[str, Sized] = MICRO) -> dict[str, OpCurve]:
     """Fit one curve per op.
 
     Parameters
     ----------
     measured : seconds per call of every point of ``micro.points``; a missing corner of a grid takes the
         efficiency of the nearest point with a smaller first size
+    table : the ops
 
     Raises
     ------
     DataMissing : an op without its tiny call or without the start of a grid line
     """
-    peak = max(MICRO[name].flop(dims) / s for (name, dims), s in measured.items())
-    bandwidth = max(MICRO[name].bytes(dims) / s for (name, dims), s in measured.items())
+    peak = max(table[name].flop(dims) / s for (name, dims), s in measured.items())
+    bandwidth = max(table[name].bytes(dims) / s for (name, dims), s in measured.items())
     curves = {}
-    for name, op in MICRO.items():
+    for name, op in table.items():
         if (name, op.tiny) not in measured:
             raise DataMissing(f"microbenchmark {name} {op.tiny}: expected the overhead of a call")
         overhead = measured[name, op.tiny]
-        table = np.empty([len(axis) for axis in op.grid])
-        for index in np.ndindex(table.shape):
+        known = np.empty([len(axis) for axis in op.grid])
+        for index in np.ndindex(known.shape):
             dims = tuple(axis[i] for axis, i in zip(op.grid, index, strict=True))
             if (name, dims) in measured:
-                table[index] = np.log(_floor(name, dims, overhead, peak, bandwidth) / measured[name, dims])
+                known[index] = np.log(_floor(op, dims, overhead, peak, bandwidth) / measured[name, dims])
             elif index[0] > 0:
-                table[index] = table[(index[0] - 1, *index[1:])]
+                known[index] = known[(index[0] - 1, *index[1:])]
             else:
                 raise DataMissing(f"microbenchmark {name} {dims}: expected a measurement")
-        curve = RegularGridInterpolator([np.log(axis) for axis in op.grid], table)
-        curves[name] = OpCurve(name, overhead, peak, bandwidth, curve)
+        curve = RegularGridInterpolator([np.log(axis) for axis in op.grid], known)
+        curves[name] = OpCurve(op, overhead, peak, bandwidth, curve)
     return curves
 
 
@@ -124,3 +145,8 @@ def forward_work(sizes: Architecture, batch: int, length: int, loads: Sequence[S
 def seconds(curves: Mapping[str, OpCurve], work: Work) -> float:
     """Return the predicted seconds of all calls, one after the other."""
     return sum(times * curves[name].seconds(dims) for (name, dims), times in work.items())
+
+
+def bound_seconds(curves: Mapping[str, OpCurve], work: Work) -> float:
+    """Return the seconds of all calls at overhead and roofline alone: what efficiencies add is the difference."""
+    return sum(times * curves[name].floor(dims) for (name, dims), times in work.items())

@@ -7,15 +7,23 @@ import datetime as dt
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any, Protocol
 
 from moesim.calibrate.local.micro import MICRO
-from moesim.calibrate.local.validate import Validation
+from moesim.calibrate.local.model import Architecture
+from moesim.calibrate.local.validate import Comparison, Target, Validation
 from moesim.calibrate.measure.device import describe
+from moesim.calibrate.measure.timing import Spread
+from moesim.errors import Problem, SpecError
 from moesim.files import write_atomic
 
-__all__ = ["write_validation"]
+__all__ = ["RECORDED", "read_comparisons", "write_validation"]
+
+RECORDED = "local-gpu/comparison.csv"
+"""Where a device's folder under ``validation/kernels`` keeps its recorded passes."""
 
 _TARGET = (
     *("part", "batch", "length", "hidden", "heads", "inner", "experts", "top_k", "layers", "vocabulary"),
@@ -27,15 +35,37 @@ _TARGET = (
         "predicted_s",
         "error_percent",
         "uniform_s",
+        "bound_s",
     ),
 )
+_SIZES = ("hidden", "inner", "experts", "top_k", "layers", "vocabulary")
 
 
-def write_validation(validation: Validation, folder: Path) -> Path:
+class _Named(Protocol):
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the sizes."""
+
+
+def write_validation(
+    validation: Validation,
+    folder: Path,
+    *,
+    suite: str = "local-cpu",
+    facts: Mapping[str, Any] | None = None,
+    ops: Mapping[str, _Named] = MICRO,
+) -> Path:
     """Write ``comparison.csv``, ``microbenchmarks.csv`` and ``meta.json`` to ``folder``; returns the first.
 
-    Times are CPU seconds of one thread, medians over the rounds, but for ``wall_s``.
+    Times are medians over the rounds: CPU seconds of one thread, but for ``wall_s``; on a GPU those of its events.
+
+    Parameters
+    ----------
+    facts : device, driver, versions; by default those of this machine's CPU with one thread
+    ops : the microbenchmarks
     """
+    if facts is None:
+        facts = {**describe("cpu"), "torch_threads": 1, "clock": "CPU time of the thread"}
     rows: list[list[object]] = [list(_TARGET)]
     for found in validation.comparisons:
         target, sizes = found.target, found.target.sizes
@@ -56,21 +86,20 @@ def write_validation(validation: Validation, folder: Path) -> Path:
                 _short(found.predicted_s),
                 f"{100 * found.error:+.2f}",
                 _short(found.uniform_s),
+                _short(found.bound_s),
             ]
         )
     path = folder / "comparison.csv"
     write_atomic(path, _csv(rows))
     bench: list[list[object]] = [["op", "sizes", "seconds_median", "seconds_p10", "seconds_p90", "repeats"]]
     for (name, dims), each in validation.benchmarks.items():
-        sizes_text = " ".join(f"{d}={v}" for d, v in zip(MICRO[name].dims, dims, strict=True))
+        sizes_text = " ".join(f"{d}={v}" for d, v in zip(ops[name].dims, dims, strict=True))
         times = (_short(each.median), _short(each.p10), _short(each.p90))
         bench.append([name, sizes_text, *times, each.repeats])
     write_atomic(folder / "microbenchmarks.csv", _csv(bench))
     meta = {
-        "suite": "local-cpu",
-        **describe("cpu"),
-        "torch_threads": 1,
-        "clock": "CPU time of the thread",
+        "suite": suite,
+        **facts,
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
         "rounds": validation.rounds,
         "targets": len(validation.comparisons),
@@ -85,6 +114,40 @@ def write_validation(validation: Validation, folder: Path) -> Path:
     }
     write_atomic(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
     return path
+
+
+def read_comparisons(path: Path) -> list[Comparison]:
+    """Return the passes of a ``comparison.csv``; what it does not keep (repeats) is zero.
+
+    Raises
+    ------
+    SpecError : a missing column or a cell that is no number
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, row in enumerate(csv.DictReader(lines), 2):
+        try:
+            whole = {name: int(row[name]) for name in _TARGET[1:10]}
+            times = {name: float(row[name]) for name in _TARGET[10:] if name != "error_percent"}
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpecError(Problem(str(path), number, "", str(error), "expected a number")) from None
+        sizes = Architecture(**{name: whole[name] for name in _SIZES})
+        part: Any = row["part"]
+        median_s, low, high = (times[f"measured{end}_s"] for end in ("", "_p10", "_p90"))
+        measured = Spread(median_s, low, high, low, 0)
+        waited = times["wall_s"]
+        wall = Spread(waited, waited, waited, waited, 0)
+        found.append(
+            Comparison(
+                Target(part, sizes, whole["batch"], whole["length"]),
+                measured,
+                wall,
+                times["predicted_s"],
+                times["uniform_s"],
+                times["bound_s"],
+            )
+        )
+    return found
 
 
 def _spread(validation: Validation) -> dict[str, float]:

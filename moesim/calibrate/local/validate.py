@@ -85,6 +85,7 @@ class Comparison:
     wall : seconds on the wall over the rounds; longer where other programs use the core
     predicted_s : from microbenchmarks, with the rows per expert that the router really gave
     uniform_s : the same, with rows per expert drawn from a router that likes all experts alike
+    bound_s : overheads and roofline alone, with the real rows per expert
     """
 
     target: Target
@@ -92,6 +93,7 @@ class Comparison:
     wall: Spread
     predicted_s: float
     uniform_s: float
+    bound_s: float = float("nan")
 
     @property
     def error(self) -> float:
@@ -191,6 +193,7 @@ def validate_local(scope: str | Scope = "ci", progress: Progress | None = None, 
             spread(clock),
             float(np.mean([predict.seconds(curves, work) for work in run.works])),
             float(np.mean([predict.seconds(curves, work) for work in run.uniform])),
+            float(np.mean([predict.bound_seconds(curves, work) for work in run.works])),
         )
         for run, own, clock in zip(runs, cpu, wall, strict=True)
     )
