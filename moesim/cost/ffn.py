@@ -217,7 +217,7 @@ def _exchanges(
 
     lanes = scaled(tokens, layout.model.hidden * act / cut.dp)
     regather = [move("moe_tp_gather", Exchange("all_gather", layout.tensor, lanes))] if cut.tp > 1 else []
-    if cut.ep == 1:
+    if cut.ep == 1 or layout.gathers:
         whole = scaled(tokens, width * act)
         gather = move("moe_gather", Exchange("all_gather", layout.stage, whole))
         return [gather], [move("moe_scatter", Exchange("reduce_scatter", layout.stage, whole)), *regather]

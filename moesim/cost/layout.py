@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from moesim.cost.collectives import Group
 from moesim.cost.precision import Formats, resolve_formats
@@ -34,6 +34,7 @@ class Layout:
     tensor : the ``tp`` devices of one attention rank
     stage : the ``tp * dp`` devices of one pipeline stage: experts are spread over them
     hop : a device and its counterpart in the next stage
+    gathers : every rank gathers the tokens of all attention ranks before the experts, see ``Engine.expert_exchange``
     """
 
     model: ModelSpec
@@ -42,6 +43,7 @@ class Layout:
     tensor: Group
     stage: Group
     hop: Group
+    gathers: bool = False
 
     @classmethod
     def of(
@@ -50,8 +52,13 @@ class Layout:
         topology: Topology,
         parallelism: Parallelism,
         precision: PrecisionChoice | None = None,
+        expert_exchange: Literal["auto", "gather", "all_to_all"] = "all_to_all",
     ) -> Layout:
         """Cut ``model`` as ``parallelism`` says, replicas placed on neighbouring devices.
+
+        Parameters
+        ----------
+        expert_exchange : as in ``Engine``
 
         Raises
         ------
@@ -67,13 +74,15 @@ class Layout:
             raise NoResult(f"pp {parallelism.pp}: {model.name} has only {len(model.blocks())} layers")
         _check_divides(model, parallelism)
         spans = parallelism.devices > topology.devices_per_node
+        stage = group_on(topology, parallelism.tp * parallelism.dp)
         return cls(
             model,
             parallelism,
             resolve_formats(model, topology.device, precision),
             tensor=group_on(topology, parallelism.tp),
-            stage=group_on(topology, parallelism.tp * parallelism.dp),
+            stage=stage,
             hop=group_on(topology, 2, nodes=2 if spans else 1) if parallelism.pp > 1 else Group(1),
+            gathers=expert_exchange == "gather" or (expert_exchange == "auto" and stage.nodes == 1),
         )
 
 

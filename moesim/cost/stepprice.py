@@ -81,7 +81,7 @@ def step_pricing(
     SpecError : degrees that do not divide the model, or a missing or short routing load
     DataMissing : an estimator chain without a bound that does not know some op
     """
-    layout = Layout.of(model, topology, pool.parallelism, precision)
+    layout = Layout.of(model, topology, pool.parallelism, precision, pool.engine.expert_exchange)
     launch = launch_of(topology, pool.engine)
     place, lanes = Place(topology.device, launch), pool.parallelism.dp
     # a captured graph covers the group's tokens of all lanes

@@ -99,6 +99,11 @@ class Engine(Spec):
     max_model_len: PositiveInt | None = None
     """Longest request in tokens; longer ones are rejected. None: the model's context."""
     cuda_graphs: bool = True
+    expert_exchange: Literal["auto", "gather", "all_to_all"] = "auto"
+    """How tokens of several attention ranks reach their experts: every rank gathers all tokens and the results are
+    reduced and scattered (``gather``), or each copy goes to its expert's rank (``all_to_all``, DeepEP and its like).
+    ``auto``: gather inside a node, as vLLM (allgather_reducescatter), SGLang (no a2a backend) and TensorRT-LLM
+    (without MNNVL) do unless told otherwise, all-to-all across nodes."""
     step_overhead: Seconds | None = None
     """Host time per step that the device waits for: scheduler, input preparation, sampling. None: what was fitted on
     measured runs of the flavor, 0 without calibration."""
