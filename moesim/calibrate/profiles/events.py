@@ -25,8 +25,8 @@ _NEAR_END = 16
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """Return ``value`` as a user wrote it, cut to ``limit`` characters."""
-    text = value if isinstance(value, str) else repr(value)
+    """Return ``value`` as a user wrote it, on one line, cut to ``limit`` characters."""
+    text = " ".join(value.splitlines()) if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
