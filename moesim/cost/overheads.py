@@ -18,6 +18,7 @@ __all__ = ["Overhead", "OverheadRule", "OverheadTable", "load_overheads", "with_
 
 _GRAPH_TOKENS = 512
 """Tokens of an attention rank's step that a captured graph holds, as in ``stepprice``."""
+_MIDDLE = "hopper"
 Client = Literal["inferencemax", "aiperf"]
 
 
@@ -46,6 +47,8 @@ class OverheadRule(Spec):
     backend: Literal["vllm", "sglang", "trtllm"]
     client: Client | None = None
     """How it was deployed: ``inferencemax`` asks a bare server, ``aiperf`` one behind a front end."""
+    architecture: str = ""
+    """Of the devices, as in the catalog: hosts and clocks under load differ by generation. Empty: any."""
     step: Seconds
     sequence: Seconds
     request: Seconds = 0.0
@@ -71,19 +74,25 @@ class OverheadTable(Spec):
     estimators: str = ""
     """Stamp of the kernel times that the terms complete."""
 
-    def rule(self, backend: str, client: str = "inferencemax") -> OverheadRule | None:
-        """Return the rule of an engine asked by a client: its client's own where there is one; or None."""
-        found = (r for r in self.rules if r.backend == backend and r.client in {None, client})
-        return next(found, None)
+    def rule(self, backend: str, client: str = "inferencemax", architecture: str = "") -> OverheadRule | None:
+        """Return the rule of an engine asked by a client on a generation of devices, or None.
 
-    def of(self, backend: str, client: str = "inferencemax") -> Overhead:
+        A generation without a rule gets that of the middle one, Hopper, before others.
+        """
+        found = [r for r in self.rules if r.backend == backend and r.client in {None, client}]
+        wanted = ("", architecture, _MIDDLE)
+        order = sorted(found, key=lambda r: wanted.index(r.architecture) if r.architecture in wanted else 3)
+        own = next((r for r in order if r.architecture == architecture), None)
+        return own or next(iter(order), None)
+
+    def of(self, backend: str, client: str = "inferencemax", architecture: str = "") -> Overhead:
         """Return the terms of an engine, none where no rule matches."""
-        rule = self.rule(backend, client)
+        rule = self.rule(backend, client, architecture)
         return Overhead() if rule is None else rule.overhead
 
-    def note(self, backend: str, client: str, version: str) -> str:
+    def note(self, backend: str, client: str, architecture: str, version: str) -> str:
         """Return a warning where the terms come from other engine versions than ``version``, else nothing."""
-        rule = self.rule(backend, client)
+        rule = self.rule(backend, client, architecture)
         if rule is None or not version or version in rule.versions:
             return ""
         return f"overheads of {backend} were fitted on {', '.join(rule.versions)}, this run is {version}"

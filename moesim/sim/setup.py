@@ -75,7 +75,7 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path |
     chain, told = calibration(deployment.calibration, engine, topology.device, beside)
     pricing = step_pricing(scenario.model, topology, spec, deployment.precision, load, speculation, chain)
     if chain is not None:
-        pricing = with_overhead(pricing, _host(engine))
+        pricing = with_overhead(pricing, _host(engine, topology.device.architecture))
     draft = 0.0
     if speculation is not None:
         plain = pricing.overhead_s + sum(
@@ -133,10 +133,14 @@ def calibration(
     return chain, (f"kernel times are fitted to {engine.flavor} {', '.join(known)} on {device.name}",)
 
 
-def _host(engine: Engine) -> Overhead:
+def _host(engine: Engine, architecture: str) -> Overhead:
     """Return the host's terms: fitted ones of the engine, without its request term, which a client sees."""
     table = load_overheads()
-    found = Overhead() if table is None else replace(table.of(engine.flavor), request_s=0.0)
+    found = (
+        Overhead()
+        if table is None
+        else replace(table.of(engine.flavor, architecture=architecture), request_s=0.0)
+    )
     return found if engine.step_overhead is None else replace(found, step_s=0.0)
 
 

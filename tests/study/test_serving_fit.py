@@ -14,6 +14,7 @@ from moesim.spec.base import validate
 from moesim.study.serving.fit import fit_overheads, least_relative, overheads_yaml
 from moesim.study.serving.replay import Prediction
 from moesim.study.serving.rows import ServingRow, Shape
+from moesim.study.serving.scenario import architecture_of
 
 TRUE = (700e-6, 8e-6, 12e-3, 1.3)
 
@@ -44,6 +45,16 @@ def replayed(members, table: OverheadTable) -> dict[str, Prediction]:
     found = {}
     for row in members:
         o = table.of(row.backend, row.client)
+        tpot = 5e-3 + 1e-5 * row.concurrency + o.step_s + o.sequence_s * row.concurrency
+        found[row.id] = Prediction(row.id, o.prefill * prompt(row.isl) + o.request_s, tpot)
+    return found
+
+
+def replayed_by_system(members, table: OverheadTable) -> dict[str, Prediction]:
+    """The same engine on two generations of devices."""
+    found = {}
+    for row in members:
+        o = table.of(row.backend, row.client, architecture_of(row.system))
         tpot = 5e-3 + 1e-5 * row.concurrency + o.step_s + o.sequence_s * row.concurrency
         found[row.id] = Prediction(row.id, o.prefill * prompt(row.isl) + o.request_s, tpot)
     return found
@@ -85,10 +96,25 @@ def test_an_engine_without_dense_runs_under_a_client_keeps_its_own_terms() -> No
     other = [replace(r, id=f"s{r.id}", backend="sglang", client="inferencemax") for r in rows()]
     table = fit_overheads([*rows(), *other], replayed, "toy")
     found = {(r.backend, r.client): r for r in table.rules}
+    assert len(table.rules) == 4
     assert set(found) == {(b, c) for b in ("vllm", "sglang") for c in ("aiperf", "inferencemax")}
     assert found["sglang", "aiperf"].step == found["sglang", "inferencemax"].step
     assert found["sglang", "aiperf"].request == found["sglang", "inferencemax"].request
-    assert "no dense run" in found["sglang", "aiperf"].source.note
+    assert "too few dense runs under aiperf on hopper" in found["sglang", "aiperf"].source.note
+
+
+def test_generations_have_their_own_terms_and_lend_their_ratio() -> None:
+    def slower(row: ServingRow) -> ServingRow:
+        wait = 1.5 * TRUE[3] * prompt(row.isl) + TRUE[2]
+        return replace(row, id=f"b{row.id}", system="b200_sxm", ttft_s=wait)
+
+    other = [replace(r, id=f"s{r.id}", backend="sglang") for r in rows()]
+    table = fit_overheads([*rows(), *map(slower, rows()), *other], replayed_by_system, "toy")
+    assert table.of("vllm", "aiperf", "hopper").prefill == pytest.approx(1.3, rel=1e-3)
+    assert table.of("vllm", "aiperf", "blackwell").prefill == pytest.approx(1.95, rel=1e-3)
+    assert table.of("sglang", "aiperf", "hopper").prefill == pytest.approx(1.3, rel=1e-3)
+    assert table.of("sglang", "aiperf", "blackwell").prefill == pytest.approx(1.95, rel=1e-3)
+    assert table.of("vllm", "aiperf", "ampere") == table.of("vllm", "aiperf", "hopper")
 
 
 def test_an_engine_with_few_runs_gets_no_terms() -> None:
@@ -100,8 +126,8 @@ def test_the_file_reads_back_and_warns_of_other_versions() -> None:
     again = validate(OverheadTable, parse_yaml(overheads_yaml(table), "overheads.yaml"))
     assert again.rules[0].step == pytest.approx(table.rules[0].step, rel=1e-3)
     row = rows(1)[0]
-    assert again.note(row.backend, row.client, row.version) == ""
-    assert "fitted on 0.18.0, this run is 0.19.0" in again.note(row.backend, row.client, "0.19.0")
+    assert again.note(row.backend, row.client, "hopper", row.version) == ""
+    assert "fitted on 0.18.0, this run is 0.19.0" in again.note(row.backend, row.client, "hopper", "0.19.0")
     assert again.of("sglang").step_s == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from moesim.errors import SpecError
 from moesim.files import dump_yaml
 from moesim.study.serving.replay import Prediction
 from moesim.study.serving.rows import ServingRow
+from moesim.study.serving.scenario import architecture_of
 from moesim.study.serving.score import errors
 
 __all__ = ["fit_overheads", "least_relative", "overheads_yaml"]
 
 FloatArray = npt.NDArray[np.float64]
 Replay = Callable[[Sequence[ServingRow], OverheadTable], Mapping[str, Prediction]]
-Key = tuple[str, str]
-"""(backend, client): a client stands for a way of deploying, with or without a front end before the engine."""
+Key = tuple[str, str, str]
+"""(backend, client, architecture): a client stands for a way of deploying, with or without a front end."""
 _ROUNDS = 4
 _FEWEST = 30
 """Runs that two terms are worth being fitted on."""
@@ -58,8 +60,9 @@ def least_relative(design: FloatArray, target: FloatArray, scale: FloatArray) ->
 def fit_overheads(rows: Iterable[ServingRow], replay: Replay, stamp: str) -> OverheadTable:
     """Return the terms of every engine that has enough dense runs.
 
-    One rule per engine and client. Time per output token says step and sequence terms, TTFT the request term and the
-    factor on prefill steps. The terms enter the simulator, so the fit goes around: replay, fit what is left, replay.
+    One rule per engine, client and generation of devices. Time per output token says step and sequence terms, TTFT
+    the request term and the factor on prefill steps. The terms enter the simulator, so the fit goes around: replay,
+    fit what is left, replay.
 
     Parameters
     ----------
@@ -76,7 +79,7 @@ def fit_overheads(rows: Iterable[ServingRow], replay: Replay, stamp: str) -> Ove
         if not row.dense:
             raise SpecError(f"{row.id}: {row.model} has experts; overheads are fitted on dense models only")
         if not row.left_out:
-            groups[row.backend, row.client].append(row)
+            groups[row.backend, row.client, architecture_of(row.system)].append(row)
     fitted: dict[Key, Overhead] = {
         key: Overhead() for key, members in groups.items() if len(members) >= _FEWEST
     }
@@ -113,16 +116,37 @@ def _improved(rows: Sequence[ServingRow], made: Mapping[str, Prediction], old: O
 
 
 def _completed(fitted: dict[Key, Overhead]) -> dict[Key, Overhead]:
-    """Return terms for every engine under every client: where there are none, the engine's under another client.
+    """Return terms for every engine under every client on every generation: the nearest ones where there are none.
 
-    Between clients the request term of one engine differs by 20 ms, between engines by 100 ms: it is the engine's.
+    Nearest is the engine on the same devices under another client: between clients the request term of one engine
+    differs by 20 ms, between engines by 100 ms. Then the engine on other devices, its factor on prefill steps scaled
+    by what the generations differ by in other engines: clocks under load are the devices', whatever the engine.
     """
     found = dict(fitted)
-    for backend in {b for b, _ in fitted}:
-        engine = next(terms for (b, _), terms in sorted(fitted.items()) if b == backend)
-        for client in {c for _, c in fitted}:
-            found.setdefault((backend, client), engine)
+    backends, clients, kinds = (sorted({key[i] for key in fitted}) for i in range(3))
+    for backend in backends:
+        own = {key: terms for key, terms in sorted(fitted.items()) if key[0] == backend}
+        for client in clients:
+            for kind in kinds:
+                if (backend, client, kind) in found:
+                    continue
+                same = next((t for k, t in own.items() if k[2] == kind), None)
+                if same is None:
+                    key, other = min(own.items(), key=lambda item: item[0][1] != client)
+                    prefill = other.prefill * _apart(fitted, kind, key[2])
+                    same = replace(other, prefill=min(max(prefill, 1.0), _MOST_PREFILL))
+                found[backend, client, kind] = same
     return found
+
+
+def _apart(fitted: Mapping[Key, Overhead], kind: str, other: str) -> float:
+    """Return the factor on prefill steps of one generation over another's, geometric mean over engines with both."""
+    ratios = [
+        terms.prefill / fitted[backend, client, other].prefill
+        for (backend, client, of), terms in fitted.items()
+        if of == kind and (backend, client, other) in fitted
+    ]
+    return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
 
 
 def _ranked_alike(rows: Sequence[ServingRow], made: Mapping[str, Prediction]) -> npt.NDArray[np.bool_]:
@@ -145,16 +169,17 @@ def _table(
     fitted: Mapping[Key, Overhead], groups: Mapping[Key, list[ServingRow]], stamp: str
 ) -> OverheadTable:
     rules = []
-    for (backend, client), terms in sorted(fitted.items()):
-        members = groups.get((backend, client)) or [
-            row for (other, _), rows in groups.items() if other == backend for row in rows
+    for (backend, client, kind), terms in sorted(fitted.items()):
+        own = len(groups.get((backend, client, kind), ())) >= _FEWEST
+        members = (groups[backend, client, kind] if own else None) or [
+            row for (other, _, _), rows in groups.items() if other == backend for row in rows
         ]
-        own = (backend, client) in groups
         models = ", ".join(sorted({row.model for row in members}))
         rules.append(
             {
                 "backend": backend,
                 "client": client,
+                "architecture": kind,
                 "step": f"{terms.step_s * 1e6:.4g} us",
                 "sequence": f"{terms.sequence_s * 1e6:.4g} us",
                 "request": f"{terms.request_s * 1e3:.4g} ms",
@@ -165,7 +190,7 @@ def _table(
                     "fields": ["*"],
                     "cite": f"fitted on measured runs of {models} (silicon_sample.csv of aiconfigurator-core)",
                     "note": f"beside kernel times: {stamp}"
-                    + ("" if own else f"; no dense run of it under {client}: its terms under another client"),
+                    + ("" if own else f"; too few dense runs under {client} on {kind}: its nearest terms"),
                 },
             }
         )

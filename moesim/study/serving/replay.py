@@ -32,7 +32,7 @@ from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import Topology
 from moesim.study.serving.engines import EngineRules
 from moesim.study.serving.rows import ServingRow
-from moesim.study.serving.scenario import checkpoint_of, scenario_of
+from moesim.study.serving.scenario import architecture_of, checkpoint_of, scenario_of
 from moesim.traffic.sample import sample
 
 __all__ = ["Prediction", "Replayer", "replay_rows"]
@@ -143,12 +143,17 @@ class Replayer:
         inputs = asdict(
             replace(row, id="", source="", named="", duplicate_of="", ttft_s=0.0, tpot_s=0.0, repairs=())
         )
-        overhead = None if self._overheads is None else asdict(self._overheads.of(row.backend, row.client))
+        overhead = None if self._overheads is None else asdict(self._overhead(row))
         stated = self._routing(row)
         routing = None if stated is None else stated.model_dump(mode="json")
         rules = None if self._rules is None else self._rules.model_dump(mode="json")
         parts = [inputs, overhead, routing, rules, self._stamp, self._seed, _sources_digest()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _overhead(self, row: ServingRow) -> Overhead:
+        if self._overheads is None:
+            return Overhead()
+        return self._overheads.of(row.backend, row.client, architecture_of(row.system))
 
     # -- one run -----------------------------------------------------------------------------------------------------
     def _simulate(self, row: ServingRow, members: list[ServingRow]) -> Prediction:
@@ -167,14 +172,15 @@ class Replayer:
         finished = records[records["status"] == Status.FINISHED]
         notes = [note for p in parts.values() for note in p.notes]
         if self._overheads is not None:
-            notes += [note for note in [self._overheads.note(row.backend, row.client, row.version)] if note]
+            terms = self._overheads.note(row.backend, row.client, architecture_of(row.system), row.version)
+            notes += [terms] if terms else []
         if len(finished) < len(records):
             lost = len(records) - len(finished)
             raise NoResult(f"{lost} of {len(records)} requests do not fit into the KV cache")
         first, arrival = finished["first"], finished["arrival"]
         several = finished["output"] > 1
         tpot = (finished["finish"] - first)[several] / (finished["output"][several] - 1)
-        extra = Overhead() if self._overheads is None else self._overheads.of(row.backend, row.client)
+        extra = self._overhead(row)
         return Prediction(
             id=row.id,
             ttft_s=float((first - arrival).mean()) + extra.request_s,
@@ -190,7 +196,7 @@ class Replayer:
     ) -> PoolParts:
         pricing = self._pricing(row, members, scenario, name, pool)
         if self._overheads is not None:
-            pricing = with_overhead(pricing, self._overheads.of(row.backend, row.client))
+            pricing = with_overhead(pricing, self._overhead(row))
         memory, notes = _memory(scenario, pool)
         setup = PoolSetup(
             name=name,

@@ -25,6 +25,7 @@ __all__ = [
     "CHECKPOINTS",
     "NODES",
     "Checkpoint",
+    "architecture_of",
     "checkpoint_of",
     "model_of",
     "routing_of",
@@ -178,6 +179,16 @@ def topology_of(system: str, devices: int = 1) -> Topology:
     one = single_node_cluster(NODES[system])
     nodes = -(-devices // one.devices)
     return one if nodes == 1 else resolve_cluster(f"{nodes}x {NODES[system]}")
+
+
+def architecture_of(system: str) -> str:
+    """Return the generation of a system's devices, as the catalog calls it.
+
+    Raises
+    ------
+    SpecError : a system without a node in the catalog
+    """
+    return topology_of(system).device.architecture
 
 
 def scenario_of(
