@@ -77,7 +77,7 @@ def eplb(weight: npt.ArrayLike, replicas: int, groups: int, nodes: int, gpus: in
     SpecError : experts not divisible into groups, GPUs into nodes, replicas into GPUs, or fewer replicas than experts
 
     >>> eplb([[90, 132, 40, 61]], 6, 1, 1, 2).tolist()
-    [[0, 1, 2, 3, 0, 1]]
+    [[1, 3, 2, 1, 0, 0]]
     """
     load = np.asarray(weight, dtype=np.float64)
     layers, experts = load.shape

@@ -159,7 +159,9 @@ def _impossible(
         miss, value = master.solve()
         if miss < _MARGIN or time.perf_counter() > until:
             return False
-        best, pattern, finished = best_pattern(value, load, owner, most, slots, target, _NODES)
+        best, pattern, finished = best_pattern(
+            value, np.argsort(-value), load, owner, most, slots, target, _NODES
+        )
         if not finished:
             return False
         worth = _fewest_value(value, owner, least, most, experts, places)

@@ -14,20 +14,12 @@ from moesim.errors import SpecError
 from moesim.plan.balance.baselines import pooled, vector_lpt
 from moesim.plan.balance.bounds import layer_bound, row_bounds
 from moesim.plan.balance.exact import exact_layer, is_small
-from moesim.plan.balance.kernel import anneal
 from moesim.plan.balance.problem import Balance, FloatArray, IntArray, check_placement, worth
+from moesim.plan.balance.search import improve, tops
 from moesim.plan.solution import Limits, Point, Solution
 
-__all__ = ["Effort", "balance", "improve"]
+__all__ = ["Effort", "balance"]
 
-_HOT: Final = 1e-3  # temperatures in squared relative load: a swap's typical excess, and far below it
-_COLD: Final = 1e-6
-_FALL: Final = 0.005
-_RECOUNT: Final = 0.3
-_NEAR: Final = 5e-4  # a plan this close to its bound is not searched further
-_SPREAD_PRICE: Final = 0.01
-_SPREAD_ROOM: Final = 0.005
-_SPREAD_KEPT: Final = 0.01
 _BOUND_GAP: Final = 0.002
 
 
@@ -45,56 +37,6 @@ class Effort:
     steps: int = 200_000
     bound_seconds: float = 1.0
     exact: bool = True
-
-
-def improve(
-    rows: FloatArray,
-    slot: IntArray,
-    ranks: int,
-    mix: FloatArray | None,
-    *,
-    steps: int,
-    seed: int,
-    spread: FloatArray | None = None,
-) -> IntArray:
-    """Return a better placement of one layer, never a worse one by more than 1 % where ``spread`` is given.
-
-    Parameters
-    ----------
-    rows : float64 [scenario, expert], relative loads (a rank's mean is 1)
-    slot : int64 [ranks * slots], the start
-    spread : float64 [direction, expert], how relative loads vary within a scenario (see ``spread_of``); among plans
-        within 1 % of the best found, one whose ranks vary little is taken, which is what unseen traffic meets
-    """
-    hard = len(rows)
-    floor = row_bounds(rows, ranks, len(slot) // ranks)
-    recount = _RECOUNT if len(slot) > rows.shape[1] else 0.0
-    weights = np.full(hard, -1.0) if mix is None else mix
-    near = float(floor.max() if mix is None else mix @ floor) * (1 + _NEAR)
-    found = slot.copy()
-    one = np.ones(hard) if mix is None else mix
-    best, _ = anneal(
-        found, rows, hard, one, weights, floor, ranks, steps, _HOT, _COLD, _FALL, recount, seed, near, 0
-    )
-    if spread is None or not len(spread):
-        return found
-    tops = _tops(rows, found, ranks)
-    target = np.full(hard, best) if mix is None else tops
-    calm = found.copy()
-    price = np.concatenate([one, np.full(len(spread), _SPREAD_PRICE)])
-    both = np.ascontiguousarray(np.concatenate([rows, spread]))
-    room = target * (1 + _SPREAD_ROOM)
-    anneal(
-        calm, both, hard, price, weights, room, ranks, steps, _HOT, _COLD, _FALL, recount, seed + 1, 0.0, 1
-    )
-    after = _tops(rows, calm, ranks)
-    value = float(after.max() if mix is None else mix @ after)
-    return calm if value <= best * (1 + _SPREAD_KEPT) else found
-
-
-def _tops(rows: FloatArray, slot: IntArray, ranks: int) -> FloatArray:
-    share = rows / np.maximum(np.bincount(slot, minlength=rows.shape[1]), 1)
-    return np.asarray(share[:, slot].reshape(len(rows), ranks, -1).sum(axis=2).max(axis=1))
 
 
 def balance(
@@ -195,5 +137,5 @@ def balance(
 
 
 def _layer_worth(rows: FloatArray, slot: IntArray, problem: Balance) -> float:
-    tops = _tops(rows, slot, problem.ranks)
-    return float(tops.max() if problem.mix is None else problem.mix @ tops)
+    each = tops(rows, slot, problem.ranks)
+    return float(each.max() if problem.mix is None else problem.mix @ each)

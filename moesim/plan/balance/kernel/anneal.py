@@ -18,7 +18,7 @@ IntArray = npt.NDArray[np.int64]
 State = npt.NDArray[np.uint64]
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _next(state: State) -> Any:
     """Advance xorshift64*: the same numbers under every numba and numpy."""
     x = state[0]
@@ -29,18 +29,18 @@ def _next(state: State) -> Any:
     return x * np.uint64(2685821657736338717)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _below(state: State, n: int) -> Any:
     """Return a random integer below n."""
     return np.int64((_next(state) >> np.uint64(33)) % np.uint64(n))
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _unit(state: State) -> np.float64:
     return np.float64(_next(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _pay(load: float, row: int, hard: int, target: float, weight: float) -> float:
     over = load - target if row < hard else load - 1.0
     if row < hard and over <= 0.0:
@@ -134,6 +134,8 @@ def anneal(
     seed: int,
     limit: float,
     settle: int,
+    held: npt.NDArray[np.uint8],
+    toll: float,
 ) -> tuple[float, int]:
     """Improve ``slot`` [P] in place to the best state met; return its objective and the steps taken.
 
@@ -150,6 +152,7 @@ def anneal(
     recount : share of moves that change a copy's expert
     limit : float, an objective that is good enough
     settle : 1: ``floor`` are fixed targets and the least total price is kept, whatever the objective; else 0
+    held, toll : uint8 [rank, expert], experts that a rank holds already; price of every copy it must fetch
     """
     places = slot.shape[0]
     per = places // ranks
@@ -238,6 +241,10 @@ def anneal(
                 now = load[r, k]
                 price += _pay(now + delta[r, k], k, hard, target[k], weight[k])
                 price -= _pay(now, k, hard, target[k], weight[k])
+        if toll > 0.0:
+            price += toll * (np.float64(held[rank, e]) - np.float64(held[rank, f]))
+            if q >= 0:
+                price += toll * (np.float64(held[q // per, f]) - np.float64(held[q // per, e]))
         if price > 0.0 and _unit(state) >= np.exp(-price / temperature):
             continue
         slot[p] = f

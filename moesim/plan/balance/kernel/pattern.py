@@ -13,6 +13,7 @@ IntArray = npt.NDArray[np.int64]
 @njit(cache=True)
 def best_pattern(
     value: FloatArray,
+    order: IntArray,
     load: FloatArray,
     owner: IntArray,
     most: IntArray,
@@ -27,6 +28,7 @@ def best_pattern(
     Parameters
     ----------
     value : float64 [piece]
+    order : int64 [piece], pieces by falling value
     load : float64 [row, piece]; a pattern's sum stays at or below ``target`` in every row
     owner, most : int64 [piece]
     nodes : search nodes allowed for each piece
@@ -39,10 +41,10 @@ def best_pattern(
     """
     pieces = value.shape[0]
     rows = load.shape[0]
-    order = np.argsort(-value)
-    lightest = np.empty(rows)
+    lightest = np.full(rows, np.inf)
     for k in range(rows):
-        lightest[k] = load[k].min()
+        for i in range(pieces):
+            lightest[k] = min(lightest[k], load[k, i])
     best = np.full(pieces, -np.inf)
     pattern = np.full((pieces, slots), -1, dtype=np.int64)
     finished = True
