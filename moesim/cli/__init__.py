@@ -12,6 +12,7 @@ from moesim.cli import (
     import_model,
     lint,
     list_names,
+    plan,
     report,
     routing,
     run,
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("show")(show.show)
 app.command("lint")(lint.lint)
 app.command("list")(list_names.list_names)

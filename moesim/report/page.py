@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
-
-import jinja2
-from markupsafe import Markup
 
 from moesim.files import write_atomic
 from moesim.report import draw, figures, words
+from moesim.report.embed import embed, parts, rounded, template
 from moesim.results import LAWS, check, summary
 from moesim.results.latency import PERCENTILES
 from moesim.results.tables import rows
@@ -54,7 +49,7 @@ def render(result: Result) -> str:
     scenario_values, left_out = words.scenario_rows(result)
     laws = check(result)
     drawn = _figures(result)
-    return _template().render(
+    return template("page.html.jinja").render(
         name=str(scenario.get("name", "unnamed")),
         title=str(scenario.get("title") or scenario.get("name", "unnamed")),
         description=str(scenario.get("description") or ""),
@@ -86,11 +81,9 @@ def render(result: Result) -> str:
         seed=result.manifest.get("seed"),
         definitions=found["definitions"],
         quantity=words.quantity,
-        style=Markup(_read("page.css")),  # noqa: S704 - our own file
-        script=Markup(_read("page.js")),  # noqa: S704 - our own file
-        plotly=Markup(_plotly()),  # noqa: S704 - the library as shipped
-        figures_json=_embed(_rounded({f["id"]: f["figure"] for f in drawn.values()})),
-        summary_json=_embed(found),
+        **parts(),
+        figures_json=embed(rounded({f["id"]: f["figure"] for f in drawn.values()})),
+        summary_json=embed(found),
     )
 
 
@@ -136,40 +129,6 @@ def _replicas(result: Result) -> list[dict[str, str]]:
         }
         for row in rows(result.tables.replicas.head(_MOST_REPLICAS))
     ]
-
-
-def _embed(data: Any) -> Markup:
-    """Return JSON that is safe inside a script element: no ``<`` is left that could end it."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
-
-
-def _rounded(value: Any) -> Any:
-    """Return figures with floats of five digits, finer than any screen; exact numbers stand in the tables."""
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_read("page.html.jinja"))
-
-
-def _read(name: str) -> str:
-    return resources.files("moesim.report").joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - 5 MB, read only when a report is written
-
-    return str(get_plotlyjs())
 
 
 def _first_line(text: str | None) -> str:

@@ -63,7 +63,7 @@ class Online(Spec):
     tokens_per_step: PositiveInt
     """Tokens of one engine step, all ranks together; the trace is cut into steps of that many."""
     max_moved: Bytes | None = None
-    """Most expert weights that one rebalancing may bring to any one device; none: no limit."""
+    """Most expert weights that one rebalancing may move, all devices together; none: no limit."""
     hidden: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the migration that runs beside the steps (asynchronous EPLB); the rest stops them."""
 
@@ -80,6 +80,8 @@ class BalancePlan(_Placing):
     redundant: NonNegativeInt | None = None
     """Slots per layer beyond one for each expert, all ranks together; none: those of the pool's placement, or as few
     as make equal slots."""
+    wanted: Annotated[float, Field(ge=1)] | None = None
+    """Busiest rank over mean rank that is good enough: the plan is then the one of fewest redundant slots."""
     count: Literal["worst", "mix"] = "worst"
     """What several load scenarios are worth together: the worst one's imbalance, or their weighted mean."""
     loads: tuple[LoadFile, ...] = ()
@@ -87,8 +89,8 @@ class BalancePlan(_Placing):
     by_group: bool = False
     """Each sequence group (task, tenant) of a recorded trace is a load scenario of its own."""
     max_moved: Bytes | None = None
-    """Most expert weights that may be brought to any one device, seen from the pool's placement (contiguous when it
-    has none); none: no limit."""
+    """Most expert weights that may be moved, all devices together, from the pool's placement (contiguous when it has
+    none); none: no limit."""
     groups: PositiveInt | None = None
     """Expert groups of EPLB's hierarchical baseline; none: the model's."""
     online: Online | None = None
@@ -97,6 +99,10 @@ class BalancePlan(_Placing):
     def _several(self) -> BalancePlan:
         if self.by_group and len(self.loads) > 1:
             raise ValueError("by_group opens one trace into its groups; expected at most one file in loads")
+        if self.wanted is not None and (self.redundant is not None or self.max_moved is not None):
+            raise ValueError(
+                "wanted looks for the fewest redundant slots; expected no redundant and no max_moved"
+            )
         return self
 
 
