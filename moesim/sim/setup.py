@@ -123,7 +123,7 @@ def calibration(
         return None, ()
     where = Path(beside.parent if beside else "", name)
     artifact = shipped() if name == "shipped" else own_artifact(where, engine.flavor, device.name)
-    chain = chain_for(engine.flavor, artifact)
+    chain = chain_for(engine.flavor, artifact, engine.moe_backend)
     versions = Fitted(engine.flavor, artifact).versions(device.name)
     if not versions:
         return chain, (

@@ -104,6 +104,9 @@ class Engine(Spec):
     reduced and scattered (``gather``), or each copy goes to its expert's rank (``all_to_all``, DeepEP and its like).
     ``auto``: gather inside a node, as vLLM (allgather_reducescatter), SGLang (no a2a backend) and TensorRT-LLM
     (without MNNVL) do unless told otherwise, all-to-all across nodes."""
+    moe_backend: Literal["auto", "trtllm", "cutlass", "deepgemm", "triton", "marlin"] = "auto"
+    """Which kernels run routed experts, where times of several were measured; engines share these libraries, so
+    another engine's measurement of the same kernel serves. ``auto``: the first that was measured for the flavor."""
     step_overhead: Seconds | None = None
     """Host time per step that the device waits for: scheduler, input preparation, sampling. None: what was fitted on
     measured runs of the flavor, 0 without calibration."""

@@ -48,12 +48,14 @@ class Fitted:
     framework : whose kernels. Where it has none for a pair of types, another engine's stand in, in the order of
         ``FRAMEWORKS``: they often share the library
     artifact : fitted groups
+    moe_kernel : which kernel runs the experts, of whatever engine it was measured in; ``auto``: the engine's first
     skew : exponent of the power law of the experts' load that the tile counts of expert kernels assume: 1.2 as in
         the measurements' default; 0 for an evenly balanced router. Rows and distinct experts come from the op
     """
 
     framework: Framework = "vllm"
     artifact: Artifact = field(default_factory=shipped)
+    moe_kernel: str = "auto"
     skew: float = 1.2
     origin: Origin = "fitted"
 
@@ -162,7 +164,11 @@ class Fitted:
         if name is None or machine is None:
             return None
         kernels = (*_KERNELS, "nongated") if dims["ups"] == 2 else ("nongated", *_KERNELS)
-        found = self._find("moe", name, device.name, kernels)
+        found = None
+        if self.moe_kernel != "auto":
+            found = self._find("moe", name, device.name, (self.moe_kernel,))
+            found = found if found is not None and device.name in found[1].devices else None
+        found = found or self._find("moe", name, device.name, kernels)
         return None if found is None else (*found, FORMATS[name], machine)
 
     def _experts(self, op: Op, device: DeviceSpec) -> tuple[GroupKey, Group, Features] | None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moesim.cost.fitted.artifact import Artifact, shipped
 from moesim.cost.fitted.estimator import Fitted, Framework
 from moesim.cost.roofline import Chain, Roofline
 
 if TYPE_CHECKING:
     from moesim.cost.attention import AttentionShape
-    from moesim.cost.fitted.artifact import Artifact
     from moesim.cost.ops import Op
     from moesim.cost.pricing import AttentionTerm, FloatArray
     from moesim.cost.roofline import Origin, Place
@@ -56,19 +56,20 @@ class Products:
         return self.inner.attention(shape, place)
 
 
-def chain_for(framework: Framework, artifact: Artifact | None = None) -> Chain:
+def chain_for(framework: Framework, artifact: Artifact | None = None, moe_kernel: str = "auto") -> Chain:
     """Return the fitted kernels of an engine with the roofline bound behind them.
 
     Parameters
     ----------
     framework : whose kernels
     artifact : fitted groups; by default those that ship
+    moe_kernel : see ``Fitted``
 
     Raises
     ------
     DataMissing : no artifact was given and none is installed
     """
-    own = Fitted(framework, artifact) if artifact else Fitted(framework)
+    own = Fitted(framework, artifact or shipped(), moe_kernel)
     return Chain(
         (Products(own, Fitted("sglang", own.artifact) if framework == "trtllm" else None), Roofline())
     )

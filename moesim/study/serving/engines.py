@@ -64,6 +64,8 @@ class EngineRule(Spec):
     memory: Annotated[float, Field(gt=0, le=1)]
     kv_cache: Literal["bf16", "fp8"] | None = None
     block_tokens: PositiveInt | None = None
+    moe_backend: Literal["auto", "trtllm", "cutlass", "deepgemm", "triton", "marlin"] = "auto"
+    """Kernels of the experts, without attention data parallelism."""
     poll_steps: PositiveInt | Literal["by_concurrency"] = 1
     """Decode steps between two looks at the queue; ``by_concurrency``: 30 from 16 requests in flight on, else 10."""
     wait_steps: NonNegativeInt = 0
@@ -136,6 +138,7 @@ def engine_of(row: ServingRow, rule: EngineRule, shape: Shape, concurrency: int)
         block_tokens=block,
         gpu_memory_utilization=rule.memory,
         max_model_len=row.isl + row.osl + _LENGTH_MARGIN,
+        moe_backend="auto" if shape.dp > 1 else rule.moe_backend,
         **_waiting(row, rule, shape, concurrency),
     )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from typing import cast
 
-from moesim.cost.fitted import Artifact, Framework, Products, chain_for
+from moesim.cost.fitted import Artifact, Products, chain_for
 from moesim.cost.fitted.artifact import SHIPPED
 from moesim.cost.roofline import Chain
 from moesim.errors import DataMissing
 from moesim.files import catalog_root
+from moesim.spec.deployment import Engine
 from moesim.study.serving.products import StaticScales
 from moesim.study.serving.rows import ServingRow
 from moesim.study.serving.scenario import checkpoint_of
@@ -18,11 +18,12 @@ from moesim.study.serving.scenario import checkpoint_of
 __all__ = ["chains", "stamp"]
 
 
-def chains(row: ServingRow, artifact: Artifact | None = None) -> Chain:
+def chains(row: ServingRow, engine: Engine, artifact: Artifact | None = None) -> Chain:
     """Return the estimators for a run, best first: kernels of its engine, then the bound.
 
     Parameters
     ----------
+    engine : of the worker that is priced
     artifact : fitted kernels; by default those that ship
 
     Raises
@@ -30,7 +31,7 @@ def chains(row: ServingRow, artifact: Artifact | None = None) -> Chain:
     DataMissing : the fitted kernels do not ship with this copy
     SpecError : the run's checkpoint is not known
     """
-    chain = chain_for(cast("Framework", row.backend), artifact)
+    chain = chain_for(engine.flavor, artifact, engine.moe_backend)
     if not checkpoint_of(row).static_scales:
         return chain
     products, *others = chain.estimators

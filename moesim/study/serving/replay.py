@@ -38,7 +38,7 @@ from moesim.traffic.sample import sample
 __all__ = ["Prediction", "Replayer", "replay_rows"]
 
 Progress = Callable[[float, str], None]
-Chains = Callable[[ServingRow], Chain]
+Chains = Callable[[ServingRow, Engine], Chain]
 Routings = Callable[[ServingRow], RoutingSpec | None]
 _AFTERWARDS = frozenset({"fit.py", "page.py", "score.py", "suite.py"})
 """Files of ours that come after the answers."""
@@ -100,7 +100,7 @@ class Replayer:
         folder: Path | None = None,
         seed: int = 0,
     ) -> None:
-        self._chains: Chains = chains or (lambda _: Chain())
+        self._chains: Chains = chains or (lambda *_: Chain())
         self._stamp, self._overheads = stamp, overheads
         self._routing: Routings = routing or (lambda _: None)
         self._loads: dict[tuple[Any, ...], dict[str, RoutingLoad] | None] = {}
@@ -237,7 +237,12 @@ class Replayer:
             widest = pool.model_copy(update={"engine": wide})
             load = self._load(scenario, topology, widest)
             self._priced[key] = step_pricing(
-                scenario.model, topology, widest, scenario.deployment.precision, load, chain=self._chains(row)
+                scenario.model,
+                topology,
+                widest,
+                scenario.deployment.precision,
+                load,
+                chain=self._chains(row, widest.engine),
             )
             self.priced_s += time.perf_counter() - begun
         return self._priced[key]
@@ -253,8 +258,8 @@ class Replayer:
         return self._loads[key]
 
 
-def _widths(engine: Engine) -> tuple[int, bool]:
-    return engine.max_num_batched_tokens, engine.cuda_graphs
+def _widths(engine: Engine) -> tuple[int, bool, str, str]:
+    return engine.max_num_batched_tokens, engine.cuda_graphs, engine.expert_exchange, engine.moe_backend
 
 
 def _memory(scenario: ScenarioSpec, pool: Pool) -> tuple[MemoryPlan, tuple[str, ...]]:
