@@ -13,6 +13,7 @@ from moesim.calibrate.fit.data import GroupData
 from moesim.calibrate.fit.group import Plan, fit_group
 from moesim.calibrate.fit.holdout import coverage, errors_of, interval_of, regime_of, shape_folds
 from moesim.calibrate.fit.run import merged
+from moesim.cost.fitted import trees
 from moesim.cost.fitted.artifact import Artifact, load_artifact, save_artifact
 from moesim.cost.fitted.curves import Curve, CurveFit
 from moesim.cost.fitted.features import Machine, gemm_features
@@ -74,6 +75,16 @@ class TestForest:
         forest, binned, _ = forest_of()
         wide = np.tile(binned, (1, 40))
         assert (forest.answer(wide) == np.tile(forest.answer(binned), 40)).all()
+
+    @pytest.mark.parametrize("rows", [0, 1, 2, 127, 128, 129, 1024])
+    def test_few_rows_at_once_are_answered_to_the_last_bit(
+        self, rows: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        forest, binned, _ = forest_of()
+        together = forest.answer(binned[:, :rows])
+        monkeypatch.setattr(trees, "_AT_ONCE", -1)
+        assert (together == forest.answer(binned[:, :rows])).all()
+        assert together.shape == (rows,)
 
     def test_same_seed_same_trees_other_seed_other_trees(self) -> None:
         random = np.random.default_rng(0)
