@@ -325,6 +325,8 @@ def _shortage(
     program: pulp.LpProblem, limits: Limits, elastic: Callable[[str], bool] | None
 ) -> dict[str, float]:
     """Return the cheapest set of misses that makes the program feasible, by constraint."""
+    if elastic is not None and not any(elastic(name) for name in program.constraints):
+        return {}
     repair = pulp.LpProblem("repair", pulp.LpMinimize)
     cost = []
     misses: dict[str, list[Any]] = {}

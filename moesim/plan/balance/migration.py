@@ -125,7 +125,7 @@ def move_cost(
     move_s, saved = busiest / link_rate, 1.0 - now / was
     # after t seconds of work under the new plan, the old one would have taken t * was / now
     gain = was / now - 1.0
-    pays = move_s / gain if gain > 0 else (0.0 if move_s == 0 else math.inf)
+    pays = move_s / gain if gain > 0 else (0.0 if gain == 0 and move_s == 0 else math.inf)
     return MoveCost(float(fetch.sum()) * expert_bytes, busiest, move_s, saved, pays)
 
 

@@ -57,7 +57,7 @@ def balance(
 
     Parameters
     ----------
-    limits : seconds, gap that is good enough, seed; default 60 s
+    limits : seconds, gap at which no better bound is looked for, seed; default 60 s and a proof
     start : int [layer, slot], a placement to start from as well, such as the present one
     spread : float64 [direction, layer, expert], how loads vary within a scenario (``spread_of``); steadier plans on
         unseen traffic for at most 1 % of the objective. No layer is then proven optimal
@@ -94,7 +94,7 @@ def balance(
             if left <= 0:
                 break
             rows = np.ascontiguousarray(relative[:, layer])
-            if objective[layer] > bounds[layer] * (1 + max(limits.gap, 1e-12)) or spread is not None:
+            if objective[layer] > bounds[layer] * (1 + 1e-12) or spread is not None:
                 answer[layer] = improve(
                     rows,
                     answer[layer],
