@@ -35,7 +35,8 @@ from moesim.spec.planning import BalancePlan
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import group_shape, inter_bandwidth, intra_bandwidth
 from moesim.study.plans.answer import Placed, Planned, Progress, placement_of
-from moesim.study.plans.loads import Loads, kinds, loads_to_plan
+from moesim.study.plans.loads import Loads, kinds, loads_to_plan, trace_to_plan
+from moesim.study.plans.rebalancing import online_answer
 from moesim.units import format_quantity
 
 __all__ = ["device_expert_bytes", "plan_balance", "pool_to_place", "present_rows", "with_placement"]
@@ -110,7 +111,11 @@ def plan_balance(
         plan=placed,
         others=others,
         moved_bytes=_moved(scenario, {p.name: p.present for p in parts}, rows, pool),
-        answer={"imbalance": placed.objective, **_migration(scenario, pool, parts, rows)},
+        answer={
+            "imbalance": placed.objective,
+            **_migration(scenario, pool, parts, rows),
+            **_online(scenario, plan, name, parts, rows),
+        },
         scenarios=given.names,
         notes=("All copies of an expert take equal shares of its load.",),
     )
@@ -209,6 +214,32 @@ def _migration(
             "expert_time_saved": cost.saved,
             "break_even_s": cost.break_even_s,
         }
+    }
+
+
+def _online(
+    scenario: ScenarioSpec, plan: BalancePlan, name: str, parts: list[_Kind], rows: dict[str, IntArray]
+) -> dict[str, Any]:
+    """Return the online policies' course, where the plan section asks for it."""
+    if plan.online is None:
+        return {}
+    if len(parts) > 1:
+        raise SpecError(
+            f"plan.online: {scenario.model.name} has {len(parts)} kinds of MoE layers, expected one"
+        )
+    pool, part = scenario.deployment.pools[name], parts[0]
+    trace = trace_to_plan(scenario, plan.loads[0].path if plan.loads else "")
+    return {
+        "online": online_answer(
+            scenario,
+            name,
+            plan.online,
+            trace,
+            part.present,
+            rows[part.name],
+            device_bytes=device_expert_bytes(scenario, pool, part.name),
+            bandwidth=receive_rate(scenario, pool),
+        )
     }
 
 
