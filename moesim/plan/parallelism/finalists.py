@@ -36,15 +36,27 @@ class Finalist:
     measured: Measured
 
 
-def finalists(table: Table, count: int = 5) -> list[Option]:
-    """Return the best ``count`` options that serve the demand, at most one of each cut, best first."""
-    seen, chosen = set(), []
+def finalists(table: Table, count: int = 6) -> list[Option]:
+    """Return up to ``count`` options that serve the demand, best first, at most one of each cut.
+
+    The closed form knows means and targets are percentiles, so half of them are the best with the fewest devices, the
+    others the best with more devices, one for each number of them.
+    """
+    first: list[Option] = []
+    more: list[Option] = []
+    cuts, numbers = set(), set()
     for option in table.good():
-        cut = option.pool.parallelism
-        if cut not in seen:
-            seen.add(cut)
-            chosen.append(option)
-    return chosen[:count]
+        if option.pool.parallelism in cuts:
+            continue
+        if not first or (option.devices == first[0].devices and len(first) < -(-count // 2)):
+            first.append(option)
+        elif option.devices != first[0].devices and option.devices not in numbers:
+            numbers.add(option.devices)
+            more.append(option)
+        else:
+            continue
+        cuts.add(option.pool.parallelism)
+    return [*first, *more][:count]
 
 
 def simulated(options: Sequence[Option], simulate: Callable[[Deployment], Measured]) -> list[Finalist]:
