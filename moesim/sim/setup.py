@@ -10,12 +10,13 @@ from moesim.cost.fitted import Fitted, chain_for, shipped
 from moesim.cost.fitted.own import own_artifact
 from moesim.cost.memory import MemoryPlan, memory_plan
 from moesim.cost.overheads import Overhead, load_overheads, with_overhead
+from moesim.cost.pricing import StepPricing
 from moesim.cost.roofline import Chain
 from moesim.cost.stepprice import step_pricing
 from moesim.sim.pool import PoolSetup
 from moesim.sim.routing_load import routing_load
 from moesim.sim.transfer import KvPath
-from moesim.spec.deployment import Engine
+from moesim.spec.deployment import Engine, Speculation
 from moesim.spec.deployment import Pool as PoolSpec
 from moesim.spec.hardware import DeviceSpec
 from moesim.spec.parameters import cache_bytes
@@ -29,7 +30,7 @@ from moesim.spec.topology import (
     intra_latency,
 )
 
-__all__ = ["PoolParts", "calibration", "kv_path", "pool_parts"]
+__all__ = ["PoolParts", "calibration", "draft_seconds", "kv_path", "pool_parts"]
 
 _MEASURED_VENDOR = "NVIDIA"
 
@@ -75,13 +76,11 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path |
     chain, told = calibration(deployment.calibration, engine, topology.device, beside)
     pricing = step_pricing(scenario.model, topology, spec, deployment.precision, load, speculation, chain)
     if chain is not None:
-        pricing = with_overhead(pricing, _host(engine, topology.device.architecture))
-    draft = 0.0
-    if speculation is not None:
-        plain = pricing.overhead_s + sum(
-            float(t[:, 1].sum()) for t in (pricing.lane_s, pricing.group_s, pricing.head_s)
+        pricing = with_overhead(
+            pricing, _host(engine, topology.device.architecture), len(scenario.model.blocks())
         )
-        draft = speculation.draft_cost * plain
+    draft = draft_seconds(pricing, speculation)
+    if speculation is not None:
         notes += ("Drafting costs its stated share of a plain decode step of one sequence without context.",)
     host = host_bandwidth(topology)
     block = memory.kv_bytes_per_token * engine.block_tokens
@@ -100,6 +99,14 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path |
         draft_s=draft,
     )
     return PoolParts(setup, memory, spec.replicas, topology, (*pricing.notes, *told, *memory.notes, *notes))
+
+
+def draft_seconds(pricing: StepPricing, speculation: Speculation | None) -> float:
+    """Return seconds of drafting per step: the stated share of a plain decode step without context."""
+    if speculation is None:
+        return 0.0
+    tables = (pricing.lane_s, pricing.group_s, pricing.head_s)
+    return speculation.draft_cost * (pricing.overhead_s + sum(float(t[:, 1].sum()) for t in tables))
 
 
 def calibration(

@@ -25,8 +25,8 @@ from moesim.sim.kernel import Status
 from moesim.sim.pool import PoolSetup
 from moesim.sim.routing_load import routing_load
 from moesim.sim.run import build
-from moesim.sim.setup import PoolParts
-from moesim.spec.deployment import Engine, Pool
+from moesim.sim.setup import PoolParts, draft_seconds
+from moesim.spec.deployment import Engine, Pool, Speculation
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import Topology
@@ -85,6 +85,7 @@ class Replayer:
     chains : estimators for a row, best first; by default the roofline bound
     stamp : names the estimators and what they were fitted from: part of the key of every kept answer
     overheads : host time of engines per step, sequence and request; none: zero
+    speculation : what a run is taken to have drafted; none: nothing
     routing : popularity of the experts of a row's model; none: uniform choice
     folder : where answers are kept; none: nowhere
     """
@@ -96,6 +97,7 @@ class Replayer:
         stamp: str = "bound",
         overheads: OverheadTable | None = None,
         routing: Routings | None = None,
+        speculation: Callable[[ServingRow], Speculation | None] | None = None,
         rules: EngineRules | None = None,
         folder: Path | None = None,
         seed: int = 0,
@@ -103,6 +105,7 @@ class Replayer:
         self._chains: Chains = chains or (lambda *_: Chain())
         self._stamp, self._overheads = stamp, overheads
         self._routing: Routings = routing or (lambda _: None)
+        self._speculation = speculation or (lambda _: None)
         self._loads: dict[tuple[Any, ...], dict[str, RoutingLoad] | None] = {}
         self._rules, self._folder, self._seed = rules, folder, seed
         self._priced: dict[tuple[Any, ...], StepPricing] = {}
@@ -147,7 +150,9 @@ class Replayer:
         stated = self._routing(row)
         routing = None if stated is None else stated.model_dump(mode="json")
         rules = None if self._rules is None else self._rules.model_dump(mode="json")
+        drafts = self._speculation(row)
         parts = [inputs, overhead, routing, rules, self._stamp, self._seed, _sources_digest()]
+        parts += [] if drafts is None else [drafts.model_dump(mode="json")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def _overhead(self, row: ServingRow) -> Overhead:
@@ -157,7 +162,13 @@ class Replayer:
 
     # -- one run -----------------------------------------------------------------------------------------------------
     def _simulate(self, row: ServingRow, members: list[ServingRow]) -> Prediction:
-        scenario = scenario_of(row, seed=self._seed, routing=self._routing(row), rules=self._rules)
+        scenario = scenario_of(
+            row,
+            seed=self._seed,
+            routing=self._routing(row),
+            rules=self._rules,
+            speculation=self._speculation(row),
+        )
         parts = {
             name: self._parts(row, members, scenario, name, pool)
             for name, pool in scenario.deployment.pools.items()
@@ -196,8 +207,9 @@ class Replayer:
     ) -> PoolParts:
         pricing = self._pricing(row, members, scenario, name, pool)
         if self._overheads is not None:
-            pricing = with_overhead(pricing, self._overhead(row))
+            pricing = with_overhead(pricing, self._overhead(row), len(scenario.model.blocks()))
         memory, notes = _memory(scenario, pool)
+        speculation = scenario.deployment.speculation if name != "prefill" else None
         setup = PoolSetup(
             name=name,
             replicas=pool.replicas,
@@ -206,6 +218,8 @@ class Replayer:
             stages=pool.parallelism.pp,
             kv_blocks=memory.kv_blocks_per_lane // pool.parallelism.pp,
             max_len=pool.engine.max_model_len or scenario.model.context,
+            speculation=speculation,
+            draft_s=draft_seconds(pricing, speculation),
         )
         return PoolParts(setup, memory, pool.replicas, scenario.topology(), notes)
 
@@ -229,21 +243,17 @@ class Replayer:
         )
         topology = scenario.topology()
         cut = pool.parallelism
-        key = (*_cell_key(row)[:5], topology.nodes, cut.tp, cut.pp, cut.dp, cut.ep, sequences, *_widths(wide))
+        drafts = scenario.deployment.speculation if name != "prefill" else None
+        shape = (topology.nodes, cut.tp, cut.pp, cut.dp, cut.ep, sequences)
+        key = (*_cell_key(row)[:5], *shape, *_widths(wide), str(drafts))
         if key not in self._priced:
             begun = time.perf_counter()
             while len(self._priced) >= _KEPT:
                 self._priced.pop(next(iter(self._priced)))
             widest = pool.model_copy(update={"engine": wide})
             load = self._load(scenario, topology, widest)
-            self._priced[key] = step_pricing(
-                scenario.model,
-                topology,
-                widest,
-                scenario.deployment.precision,
-                load,
-                chain=self._chains(row, widest.engine),
-            )
+            chain, precision = self._chains(row, widest.engine), scenario.deployment.precision
+            self._priced[key] = step_pricing(scenario.model, topology, widest, precision, load, drafts, chain)
             self.priced_s += time.perf_counter() - begun
         return self._priced[key]
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moesim.calibrate.silicon.tables import systems_folder
 from moesim.errors import DataMissing, SpecError
-from moesim.spec.deployment import Deployment, Parallelism, Pool, PrecisionChoice, Run
+from moesim.spec.deployment import Deployment, Parallelism, Pool, PrecisionChoice, Run, Speculation
 from moesim.spec.huggingface import import_model
 from moesim.spec.model import ModelSpec, MoeFfn
 from moesim.spec.routing import RoutingSpec
@@ -197,6 +197,7 @@ def scenario_of(
     seed: int = 0,
     routing: RoutingSpec | None = None,
     rules: EngineRules | None = None,
+    speculation: Speculation | None = None,
 ) -> ScenarioSpec:
     """Return a measured run as a scenario.
 
@@ -228,6 +229,7 @@ def scenario_of(
             routing=routing,
             deployment=Deployment(
                 **_pools(row, rules),
+                speculation=speculation,
                 precision=PrecisionChoice(**{key: value for key, value in precision.items() if value}),
             ),
             run=Run(seed=seed, timeline_points=2),

@@ -10,10 +10,11 @@ from moesim.cost.overheads import OverheadTable, load_overheads
 from moesim.files import write_atomic
 from moesim.study.serving.estimators import chains, stamp
 from moesim.study.serving.fit import fit_overheads, overheads_yaml
+from moesim.study.serving.hidden import speculation_of
 from moesim.study.serving.replay import Prediction, Replayer, replay_rows
 from moesim.study.serving.rows import ServingRow, distinct, read_rows
 from moesim.study.serving.scenario import routing_of
-from moesim.study.serving.score import Band, Sets, read_sets, report
+from moesim.study.serving.score import QUANTITIES, Band, Sets, dense_interval, read_sets, report
 
 if TYPE_CHECKING:
     from moesim.study.serving.replay import Progress
@@ -58,9 +59,19 @@ def run(
         folder=cache,
     )
     predictions = replay_rows(chosen, replayer, progress)
+    hidden = Replayer(
+        chains=None if bound else chains,
+        stamp="bound" if bound else stamp(),
+        overheads=overheads,
+        routing=routing_of,
+        speculation=speculation_of,
+        folder=cache,
+    )
+    drafted = replay_rows([row for row in chosen if speculation_of(row)], hidden, None)
     if quick:
         rows = tuple(chosen)
-    answer = report(rows, predictions, sets, bands)
+    known = None if overheads is None else overheads.intervals
+    answer = report(rows, predictions, sets, bands, drafted, known)
     answer["estimators"] = "bound" if bound else stamp()
     answer["warnings"] = _warnings(overheads, answer["estimators"])
     answer["overheads"] = (
@@ -87,6 +98,10 @@ def refit(target: Path, progress: Progress | None = None) -> OverheadTable:
         return replay_rows(members, Replayer(chains=chains, stamp=stamp(), overheads=table), progress)
 
     table = fit_overheads(rows, replay, stamp())
+    made = replay(rows, table)
+    pairs = [(row, made[row.id]) for row in rows if made[row.id].ok]
+    intervals = {value: dense_interval(pairs, value) for value in QUANTITIES}
+    table = table.model_copy(update={"intervals": intervals})
     write_atomic(target, overheads_yaml(table))
     return table
 
