@@ -70,6 +70,9 @@ def test_a_fit_predicts_its_device_and_states_its_errors(imported):
     reasons = " ".join(own.left_out)
     for word in ("fp32", "rmsnorm", "faster than the physical bound", "slower kernel"):
         assert word in reasons
+    rows = next(own_families(read_sources([imported])[0], Counter(), framework=ANY, software="")).rows
+    point = rows[(rows["m"] == 16) & (rows["n"] == 4096) & (rows["k"] == 4096)]
+    assert point["seconds"].tolist() == pytest.approx([seconds(16, 4096, 4096)])  # the quicker of two kernels
 
 
 def test_without_holdouts_no_error_is_claimed(imported):
@@ -130,6 +133,9 @@ def test_a_folder_of_measure_is_an_import(tmp_path):
     assert found.frame["device"].tolist() == [DEVICE]
     assert found.frame["distinct"].tolist() == [5]
     assert found.dropped == {"launch: no op that the cost model fits": 1}
+    # five experts of three matrices are read, not the two that are certain
+    weights = 5 * 3 * 64 * 32 * 2
+    assert found.frame["bytes"].item() == weights + 6 * 2 * 64 * (2 + 2)
     assert np.isfinite(found.frame["bound_s"]).all()
 
 
