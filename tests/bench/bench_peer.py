@@ -95,15 +95,16 @@ def estimator() -> Callable[[Any], Any]:
     import numpy as np
 
     from moesim.cost.overheads import Overhead, load_overheads
+    from moesim.cost.roofline import Chain
     from moesim.plan.parallelism.demand import Demand
     from moesim.plan.parallelism.loads import Loads
-    from moesim.plan.parallelism.price import price_cut
+    from moesim.plan.parallelism.price import Memo, price_cut
     from moesim.plan.parallelism.steady import serve_curve
     from moesim.sim.setup import calibration
     from moesim.study.serving.replay import Prediction
     from moesim.study.serving.scenario import scenario_of
 
-    table, prices, loads = load_overheads(), {}, {}
+    table, prices, loads, memos = load_overheads(), {}, {}, {}
 
     def one(row: Any) -> Prediction:
         scenario = scenario_of(row)
@@ -118,10 +119,12 @@ def estimator() -> Callable[[Any], Any]:
             longest = cut.dp * engine.max_num_batched_tokens
             if (kernels, longest) not in loads:
                 loads[kernels, longest] = Loads(scenario.model, topology, None, longest)
-            chain = calibration("shipped", engine, topology.device)[0]
+            if kernels not in memos:
+                chain = calibration("shipped", engine, topology.device)[0] or Chain()
+                memos[kernels] = Memo(chain, topology.device)
             prices[key] = price_cut(
                 scenario.model, topology, cut, engine, loads[kernels, longest].of(cut),
-                precision=scenario.deployment.precision, chain=chain, overhead=host,
+                precision=scenario.deployment.precision, memo=memos[kernels], overhead=host,
             )  # fmt: skip
         demand = Demand(np.array([float(row.isl)]), np.array([float(row.osl)]))
         lane = max(1.0, row.concurrency / cut.dp)
