@@ -107,6 +107,22 @@ def test_sn40l_paper_850_experts_fit_one_node_and_19_dgx():
     assert (dgx.objective, dgx.bound, dgx.sol_status) == (19, 19, "optimal")
 
 
+def test_tiers_of_a_node_and_of_one_socket():
+    """Copy times of arXiv 2405.07518: 13.5 ms at the measured 1 TB/s; host links of a DGX are the slower way."""
+    rdu, gpu = resolve_cluster("sn40l-8"), resolve_cluster("dgx-h100")
+    hbm, ddr = tiers_of_node(rdu, ("hbm", "ddr"), copy_bandwidth=1e12)
+    assert (hbm.capacity, ddr.capacity) == (8 * 64 * 2**30, 8 * 1.5 * 2**40)
+    assert math.isinf(hbm.bandwidth)
+    assert LLAMA / ddr.bandwidth == pytest.approx(13.5e-3, rel=0.01)
+    socket = tiers_of_node(rdu, ("hbm", "ddr"), devices=1)
+    assert (socket[0].capacity, socket[1].bandwidth) == (64 * 2**30, 200e9)
+    whole, half = (tiers_of_node(gpu, ("hbm", "ddr"), devices=d)[1] for d in (8, 4))
+    assert whole.bandwidth == pytest.approx(min(8 * 64e9, 614.4e9))
+    assert (half.capacity, half.bandwidth) == (whole.capacity / 2, whole.bandwidth / 2)
+    with pytest.raises(SpecError, match="9 devices"):
+        tiers_of_node(gpu, ("hbm",), devices=9)
+
+
 def test_popular_experts_run_in_place():
     share = np.array([0.5, 0.3, 0.1, 0.1])
     p = problem(experts=4, size=np.full(4, 4e9), share=share, run_s=np.zeros(4), most=1)

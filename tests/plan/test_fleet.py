@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from plan_lp import same_as_stored
 
+from moesim.api import load
 from moesim.errors import DataMissing, NoResult, SpecError
 from moesim.plan.fleet import (
     Fleet,
     FleetProblem,
     MenuEntry,
     cover,
+    entries_of,
     menu_of,
     owned_usd_per_hour,
     replica_power,
@@ -22,8 +24,9 @@ from moesim.plan.fleet import (
     undominated,
 )
 from moesim.plan.fleet import program as fleet
+from moesim.plan.parallelism import Axes, Demand, ParallelismProblem, option_table, priced_cuts
 from moesim.plan.solution import Limits
-from moesim.spec.deployment import Economics
+from moesim.spec.deployment import Economics, Targets
 from moesim.spec.topology import resolve_cluster
 
 
@@ -227,6 +230,29 @@ def test_prices_come_from_the_files_or_the_scenario_and_are_never_assumed():
     assert watts == pytest.approx((desk.device.power.peak + host) * 1.3)
     owned = owned_usd_per_hour(desk, 1, Economics(), years=3.0)
     assert owned == pytest.approx(1599 / (3 * 8766) + watts / 1e3 * 0.1)
+
+
+def test_menu_from_parallelism_is_planned_end_to_end():
+    """Two device types, one class: the fleet is the cheaper of the two, counted by hand from the menu's rows."""
+    scenario = load("quickstart").scenario
+    axes = Axes(tp=(2, 4), pp=(1,), dp=(1,), ep=(1,), max_num_seqs=(128, 256), max_num_batched_tokens=(2048,))
+    demand = Demand(np.array([1000.0]), np.array([200.0]))
+    entries = []
+    for name, price in (("dgx-h100", "3 USD/h"), ("dgx-a100", "1.5 USD/h")):
+        topology = resolve_cluster(name)
+        p = ParallelismProblem(
+            scenario.model, topology, demand, 8, Targets.model_validate({"tpot": "60 ms"}), axes=axes
+        )
+        tables = {"chat": option_table(p, priced_cuts(p, lambda _: None))}
+        entries += entries_of(tables, topology, Economics.model_validate({"rental": price}), reserved=1.0)
+    menu = menu_of(entries, ["chat"])
+    assert set(menu.types) == {"h100-sxm", "a100-80-sxm"}
+    found = solve_fleet(FleetProblem(menu, np.array([[60.0]]), np.ones(1)))
+    best = min(math.ceil(60 / g) * min(r, o) for g, r, o in zip(menu.goodput[:, 0], menu.reserved, menu.on_demand,
+                                                               strict=True))  # fmt: skip
+    assert found.objective <= best + 1e-9
+    assert found.objective >= 60 * (menu.reserved / menu.goodput[:, 0]).min()
+    assert found.sol_status == "optimal"
 
 
 @pytest.mark.parametrize(

@@ -153,24 +153,36 @@ class CompositionProblem:
 
 
 def tiers_of_node(
-    topology: Topology, names: tuple[str, ...], *, reserved: float = 0.0, copy_bandwidth: float | None = None
+    topology: Topology,
+    names: tuple[str, ...],
+    *,
+    devices: int | None = None,
+    reserved: float = 0.0,
+    copy_bandwidth: float | None = None,
 ) -> tuple[BinTier, ...]:
-    """Return tiers of a whole node whose devices share every expert (tensor parallel, as in arXiv 2405.07518).
+    """Return the tiers of one bin: a node, or some of its devices, over which every expert is spread (tensor parallel).
 
     Device tiers down to the main memory run experts in place. Slower device tiers copy at their summed bandwidth,
-    host tiers at the slower of the tier and the host links.
+    host tiers at the slower of the tier and the host links; a bin of some devices has its share of the host.
 
     Parameters
     ----------
     names : fastest first, as in the hardware files
+    devices : of one bin, 1 for a socket of its own; none: the whole node
     reserved : bytes of the first tier that experts may not have: router, caches, room for copies
     copy_bandwidth : bytes per second of copies where measured; replaces the datasheet's for every copied tier
 
     Raises
     ------
-    SpecError : no such tier
+    SpecError : no such tier, or more devices than the node has
     """
-    device, host, count = topology.device.memory, topology.node.host, topology.devices_per_node
+    device, host = topology.device.memory, topology.node.host
+    count = topology.devices_per_node if devices is None else devices
+    if not 1 <= count <= topology.devices_per_node:
+        raise SpecError(
+            f"{topology.node.name}: a bin of {count} devices, the node has {topology.devices_per_node}"
+        )
+    part = count / topology.devices_per_node
     order, made = list(device), []
     for index, name in enumerate(names):
         kept = reserved if index == 0 else 0.0
@@ -182,8 +194,9 @@ def tiers_of_node(
         elif name in host.memory:
             tier = host.memory[name]
             links = math.inf if host.link_bandwidth is None else host.link_bandwidth * host.links
-            rate = copy_bandwidth or min(tier.bandwidth, links)
-            made.append(BinTier(name, max(tier.capacity - kept, 0.0), rate, tier.latency + host.link_latency))
+            rate = copy_bandwidth or part * min(tier.bandwidth, links)
+            latency = tier.latency + host.link_latency
+            made.append(BinTier(name, max(part * tier.capacity - kept, 0.0), rate, latency))
         else:
             known = (*device, *host.memory)
             raise SpecError(f"{topology.node.name}: no memory tier {name!r}{nearest(name, known)}")
