@@ -86,6 +86,10 @@ def print_summary(numbers: dict[str, Any], folder: Path, page: Path | None) -> N
     print_table(
         ["", "value", "unit"], [[name, value, unit] for name, value, unit in _rows(numbers)], right=(1,)
     )
+    for metric, (low, high) in numbers.get("intervals", {}).items():
+        text(
+            f"mean {metric} is measured at {low:.2f} to {high:.2f} times the simulated one, nine times of ten"
+        )
     for metric, verdict in numbers["verdict"].items():
         met = {True: "met", False: "MISSED", None: "undecided"}[verdict["met"]]
         text(

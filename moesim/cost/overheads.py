@@ -77,7 +77,7 @@ class OverheadTable(Spec):
 
     estimators: str = ""
     """Stamp of the kernel times that the terms complete."""
-    intervals: dict[Literal["ttft", "tpot"], tuple[float, float]] = Field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Factors (low, high) on a simulated mean latency between which it was measured on nine of ten dense runs, every
     deployment counted once."""
 

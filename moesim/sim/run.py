@@ -132,6 +132,7 @@ def _manifest(
         "arrived": driver.sent,
         "devices": sum(p.setup.replicas * p.setup.pricing.devices for p in parts.values()),
         "pricing_notes": list(dict.fromkeys(note for p in parts.values() for note in p.notes)),
+        "intervals": next((p.intervals for p in parts.values() if p.intervals), {}),
         "memory": {name: asdict(p.memory) for name, p in parts.items()},
         "outside_s": driver.outside_s,
         "lost_tokens": 0,

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from moesim.cost.fitted import Fitted, chain_for, shipped
-from moesim.cost.fitted.own import own_artifact
 from moesim.cost.memory import MemoryPlan, memory_plan
-from moesim.cost.overheads import Overhead, load_overheads, with_overhead
+from moesim.cost.overheads import Overhead, with_overhead
 from moesim.cost.pricing import StepPricing
-from moesim.cost.roofline import Chain
 from moesim.cost.stepprice import step_pricing
+from moesim.sim.calibration import calibrated
 from moesim.sim.pool import PoolSetup
 from moesim.sim.routing_load import routing_load
 from moesim.sim.transfer import KvPath
-from moesim.spec.deployment import Engine, Speculation
 from moesim.spec.deployment import Pool as PoolSpec
-from moesim.spec.hardware import DeviceSpec
+from moesim.spec.deployment import Speculation
 from moesim.spec.parameters import cache_bytes
 from moesim.spec.scenario import ScenarioSpec
 from moesim.spec.topology import (
@@ -30,9 +27,7 @@ from moesim.spec.topology import (
     intra_latency,
 )
 
-__all__ = ["PoolParts", "calibration", "draft_seconds", "kv_path", "pool_parts"]
-
-_MEASURED_VENDOR = "NVIDIA"
+__all__ = ["PoolParts", "draft_seconds", "kv_path", "pool_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +41,7 @@ class PoolParts:
     initial : replicas in service at the start
     topology : where it runs
     notes : assumptions made on the way
+    intervals : how far simulated latencies have been from measured ones, see ``Calibration``
     """
 
     setup: PoolSetup
@@ -53,6 +49,7 @@ class PoolParts:
     initial: int
     topology: Topology
     notes: tuple[str, ...]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path | None = None) -> PoolParts:
@@ -73,12 +70,12 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path |
     memory = memory_plan(scenario.model, topology, spec, deployment.precision, speculation)
     load, notes = routing_load(scenario, topology, spec)
     engine = spec.engine
-    chain, told = calibration(deployment.calibration, engine, topology.device, beside)
-    pricing = step_pricing(scenario.model, topology, spec, deployment.precision, load, speculation, chain)
-    if chain is not None:
-        pricing = with_overhead(
-            pricing, _host(engine, topology.device.architecture), len(scenario.model.blocks())
-        )
+    known = calibrated(deployment.calibration, engine, topology.device, beside)
+    pricing = step_pricing(
+        scenario.model, topology, spec, deployment.precision, load, speculation, known.chain
+    )
+    if known.host != Overhead():
+        pricing = with_overhead(pricing, known.host, len(scenario.model.blocks()))
     draft = draft_seconds(pricing, speculation)
     if speculation is not None:
         notes += ("Drafting costs its stated share of a plain decode step of one sequence without context.",)
@@ -98,7 +95,8 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path |
         speculation=speculation,
         draft_s=draft,
     )
-    return PoolParts(setup, memory, spec.replicas, topology, (*pricing.notes, *told, *memory.notes, *notes))
+    told = (*pricing.notes, *known.notes, *memory.notes, *notes)
+    return PoolParts(setup, memory, spec.replicas, topology, told, known.intervals)
 
 
 def draft_seconds(pricing: StepPricing, speculation: Speculation | None) -> float:
@@ -107,48 +105,6 @@ def draft_seconds(pricing: StepPricing, speculation: Speculation | None) -> floa
         return 0.0
     tables = (pricing.lane_s, pricing.group_s, pricing.head_s)
     return speculation.draft_cost * (pricing.overhead_s + sum(float(t[:, 1].sum()) for t in tables))
-
-
-def calibration(
-    name: str, engine: Engine, device: DeviceSpec, beside: Path | None = None
-) -> tuple[Chain | None, tuple[str, ...]]:
-    """Return the estimators that price steps, None for the bound alone, and what is to be said of them.
-
-    Parameters
-    ----------
-    name : ``shipped``, ``none``, or the path of an artifact without suffix
-    engine : whose kernels
-    device : kernels are CUDA's: other makers' devices are priced by the bound, unless an artifact is named
-    beside : file that a relative path starts from
-
-    Raises
-    ------
-    DataMissing : there is no such artifact
-    SpecError : it holds own measurements of other devices alone
-    """
-    if name == "none" or (name == "shipped" and device.vendor != _MEASURED_VENDOR):
-        return None, ()
-    where = Path(beside.parent if beside else "", name)
-    artifact = shipped() if name == "shipped" else own_artifact(where, engine.flavor, device.name)
-    chain = chain_for(engine.flavor, artifact, engine.moe_backend)
-    versions = Fitted(engine.flavor, artifact).versions(device.name)
-    if not versions:
-        return chain, (
-            f"no kernel of {engine.flavor} was measured on {device.name}: fits of other devices stand in",
-        )
-    known = sorted({version for family in versions.values() for version in family})
-    return chain, (f"kernel times are fitted to {engine.flavor} {', '.join(known)} on {device.name}",)
-
-
-def _host(engine: Engine, architecture: str) -> Overhead:
-    """Return the host's terms: fitted ones of the engine, without its request term, which a client sees."""
-    table = load_overheads()
-    found = (
-        Overhead()
-        if table is None
-        else replace(table.of(engine.flavor, architecture=architecture), request_s=0.0)
-    )
-    return found if engine.step_overhead is None else replace(found, step_s=0.0)
 
 
 def kv_path(scenario: ScenarioSpec, parts: dict[str, PoolParts]) -> KvPath | None:

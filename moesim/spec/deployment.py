@@ -62,7 +62,9 @@ class Engine(Spec):
     """The serving engine's scheduler and memory settings, in vLLM's and SGLang's terms."""
 
     flavor: Literal["vllm", "sglang", "trtllm"] = "vllm"
-    """Whose defaults and memory accounting apply."""
+    """Whose kernels, host time, defaults and memory accounting apply."""
+    version: str = ""
+    """Version that will run, to be warned where kernels or host time were measured with others; empty: any."""
     max_num_seqs: PositiveInt = 256
     """Most sequences in one step, per attention rank."""
     max_num_batched_tokens: PositiveInt = 8192

@@ -324,7 +324,7 @@ def report(
     sets: Sets | None,
     bands: Iterable[Band] = (),
     drafted: Mapping[str, Prediction] | None = None,
-    intervals: Mapping[Quantity, tuple[float, float]] | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """Return the suite's answer: {suite, rows, covered, metrics, intervals, groups, bands, left_out}.
 

@@ -1,0 +1,91 @@
+"""Calibration of a simulation: who prices steps, what is said of it, and what a scenario may state itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import moesim as ms
+from moesim.cost.overheads import Overhead, OverheadTable, load_overheads, with_overhead
+from moesim.errors import DataMissing
+from moesim.sim.calibration import calibrated
+from moesim.sim.setup import pool_parts
+from moesim.spec.base import load_spec
+from moesim.spec.deployment import Engine
+from moesim.spec.hardware import DeviceSpec
+
+H100, SN40L = (load_spec(DeviceSpec, name, "device") for name in ("h100-sxm", "sn40l"))
+
+
+def parts(**sets: str):
+    scenario = ms.load("quickstart", sets=[f"{key}={value}" for key, value in sets.items()]).scenario
+    return pool_parts(scenario, "serve", scenario.deployment.pools["serve"])
+
+
+def test_cuda_devices_are_priced_by_fits_and_others_by_the_bound() -> None:
+    known = calibrated("shipped", Engine(), H100)
+    assert known.chain is not None
+    assert known.chain.estimators[0].origin == "fitted"
+    assert known.host.step_s > 0
+    assert known.host.request_s == 0  # a client's, not the engine's
+    assert calibrated("shipped", Engine(), SN40L).chain is None
+    assert calibrated("none", Engine(), H100).chain is None
+    assert calibrated("none", Engine(), H100).host == Overhead()
+
+
+def test_a_stated_step_overhead_takes_the_place_of_the_fitted_one() -> None:
+    stated = calibrated("shipped", Engine(step_overhead="2 ms"), H100).host
+    fitted = calibrated("shipped", Engine(), H100).host
+    assert stated.step_s == 0
+    assert stated.sequence_s == fitted.sequence_s > 0
+    setup = parts(**{"deployment.serve.engine.step_overhead": "2 ms"}).setup
+    assert setup.pricing.overhead_s == pytest.approx(2e-3)
+
+
+def test_versions_and_bands_are_told() -> None:
+    plain = calibrated("shipped", Engine(), H100)
+    assert any("fitted to vllm" in note and "0.24.0" in note for note in plain.notes)
+    assert any("Nine of ten measured deployments" in note for note in plain.notes)
+    assert not any("not 0.9.9" in note for note in plain.notes)
+    other = calibrated("shipped", Engine(version="0.9.9"), H100)
+    assert any("not 0.9.9" in note for note in other.notes)
+    assert any("this run is 0.9.9" in note for note in other.notes)
+    for low, high in plain.intervals.values():
+        assert 0.3 < low < 1 < high < 3
+
+
+def test_an_unmeasured_device_says_so() -> None:
+    rtx = load_spec(DeviceSpec, "rtx-4090", "device")
+    assert any(
+        "No kernel of vllm was measured on rtx-4090" in n for n in calibrated("shipped", Engine(), rtx).notes
+    )
+
+
+def test_a_missing_artifact_is_named() -> None:
+    with pytest.raises(DataMissing, match="nowhere"):
+        calibrated("nowhere/fit", Engine(), H100)
+
+
+def test_fits_are_slower_than_the_bound_at_every_batch() -> None:
+    fitted, bound = parts().setup.pricing, parts(**{"deployment.calibration": "none"}).setup.pricing
+    for batch in (1, 32, 256, 2048):
+        now = fitted.lane_s[:, batch].sum() + fitted.group_s[:, batch].sum()
+        assert now > bound.lane_s[:, batch].sum() + bound.group_s[:, batch].sum()
+
+
+def test_host_time_per_layer_is_a_floor_of_eager_steps_alone() -> None:
+    plain = parts(**{"deployment.calibration": "none"}).setup.pricing
+    host = with_overhead(plain, Overhead(layer_s=1e-3), layers=32)
+    before = plain.lane_s.sum(axis=0) + plain.group_s.sum(axis=0)
+    after = host.lane_s.sum(axis=0) + host.group_s.sum(axis=0)
+    assert np.array_equal(after[:513], before[:513])
+    assert after[513:] == pytest.approx(np.maximum(before[513:], 32e-3))
+    assert before[513] < 32e-3 < before[-1]
+
+
+def test_the_table_of_overheads_finds_the_nearest_generation() -> None:
+    table = load_overheads()
+    assert isinstance(table, OverheadTable)
+    assert table.of("vllm", architecture="ampere") == table.of("vllm", architecture="hopper")
+    assert table.of("vllm", architecture="blackwell") != table.of("vllm", architecture="hopper")
+    assert table.of("vllm", "aiperf", "hopper") != table.of("vllm", "inferencemax", "hopper")
