@@ -115,8 +115,8 @@ def merge(weak: Value, strong: Value, key: Key = ()) -> Value:
     """Lay ``strong`` over ``weak``.
 
     Two mappings are merged key by key; anything else is replaced whole, lists too. A mapping starts afresh
-    when it names its own ``from:``, or a ``kind:`` other than the weaker one's, whose keys would not fit. A
-    mapping whose keys are all numbers changes elements of a list.
+    when it names its own ``from:``, or a ``kind:`` (or ``problem:``) other than the weaker one's, whose keys would not
+    fit. A mapping whose keys are all numbers changes elements of a list.
 
     Raises
     ------
@@ -150,8 +150,9 @@ def merge(weak: Value, strong: Value, key: Key = ()) -> Value:
 def _starts_afresh(weak: Value, strong: Value) -> bool:
     if "from" in strong.data:
         return True
-    if "kind" in strong.data and "kind" in weak.data:
-        return bool(strong.data["kind"].data != weak.data["kind"].data)
+    for tag in ("kind", "problem"):
+        if tag in strong.data and tag in weak.data:
+            return bool(strong.data[tag].data != weak.data[tag].data)
     # a whole catalog entry written in place of a reference to one
     return "kind" in strong.data and "from" in weak.data
 

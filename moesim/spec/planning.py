@@ -13,6 +13,7 @@ __all__ = [
     "PROBLEMS",
     "AffinityPlan",
     "BalancePlan",
+    "Drawn",
     "JointPlan",
     "LoadFile",
     "Online",
@@ -106,14 +107,41 @@ class BalancePlan(_Placing):
         return self
 
 
+class Drawn(Spec):
+    """Transitions of a random Markov chain, for comparing methods: nobody's measurement."""
+
+    zipf: NonNegativeFloat = 0.6
+    """Exponent of the first layer's popularity."""
+    concentration: PositiveFloat = 0.05
+    """Of the Dirichlet draw of each expert's successors; the smaller, the stronger the affinity."""
+    seed: NonNegativeInt = 1
+
+
 class AffinityPlan(_Placing):
-    """Experts to ranks, equal counts in each layer, so that tokens change rank and node least between layers."""
+    """Experts to ranks, equal counts in each layer, so that tokens change rank and node least between layers.
+
+    ExFlow's setting: a token's state stays where its last expert was.
+    """
 
     problem: Literal["affinity"]
     trace: str = ""
-    """Recorded trace (.npz) relative to this file; empty: the scenario's routing."""
-    dispatch: Literal["return_home", "context_coherent"] = "context_coherent"
-    """Where a token's state is between layers: back on its own rank, or where its last expert was (ExFlow)."""
+    """Recorded trace (.npz) relative to this file; empty: the scenario's routing, recorded or fitted."""
+    drawn: Drawn | None = None
+    """Transitions drawn at random in the place of recorded ones."""
+    device_hop: NonNegativeFloat = 1.0
+    """Weight of a hop to another rank of the same node."""
+    node_hop: NonNegativeFloat = 2.0
+    """Weight of a hop to another node."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AffinityPlan:
+        if self.drawn is not None and self.trace:
+            raise ValueError("expected either trace or drawn")
+        if self.node_hop < self.device_hop:
+            raise ValueError(
+                "a hop between nodes weighs at least as much as one inside; expected node_hop >= device_hop"
+            )
+        return self
 
 
 class JointPlan(_Placing):

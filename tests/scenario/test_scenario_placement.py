@@ -172,3 +172,26 @@ def test_editors_may_write_a_path_or_the_placement() -> None:
         "#/$defs/PlacementSpec",
         "null",
     ]
+
+
+def test_another_problem_starts_the_plan_section_afresh(placed: Path) -> None:
+    with (placed / "toy.yaml").open("a") as file:
+        file.write("  other: {about: Another, plan: {problem: affinity, node_hop: 3}}\n")
+        file.write("  more: {about: More, plan: {redundant: 4}}\n")
+        file.write("plan: {problem: balance, redundant: 2}\n")
+    assert load("toy.yaml").scenario.plan.redundant == 2  # type: ignore[union-attr]
+    assert load("toy.yaml", ["more"]).scenario.plan.redundant == 4  # type: ignore[union-attr]
+    plan = load("toy.yaml", ["other"]).scenario.plan
+    assert plan is not None
+    assert (plan.problem, plan.node_hop) == ("affinity", 3)  # type: ignore[union-attr]
+
+
+def test_files_of_a_plan_section_are_beside_their_own_file(placed: Path) -> None:
+    (placed / "sub").mkdir()
+    (placed / "sub" / "monday.json").write_text("{}")
+    (placed / "sub" / "other.yaml").write_text(
+        "kind: scenario\nextends: ../toy.yaml\n"
+        "plan: {problem: balance, loads: [{path: monday.json}, {path: gone.x}]}\n"
+    )
+    plan = load("sub/other.yaml").scenario.plan
+    assert [file.path for file in plan.loads] == [str(placed / "sub" / "monday.json"), "gone.x"]  # type: ignore[union-attr]

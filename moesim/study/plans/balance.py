@@ -39,7 +39,14 @@ from moesim.study.plans.loads import Loads, kinds, loads_to_plan, trace_to_plan
 from moesim.study.plans.rebalancing import online_answer
 from moesim.units import format_quantity
 
-__all__ = ["device_expert_bytes", "plan_balance", "pool_to_place", "present_rows", "with_placement"]
+__all__ = [
+    "device_expert_bytes",
+    "nodes_of_pool",
+    "plan_balance",
+    "pool_to_place",
+    "present_rows",
+    "with_placement",
+]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -245,7 +252,7 @@ def _online(
 
 def receive_rate(scenario: ScenarioSpec, pool: Pool) -> float:
     """Return the B/s at which a device receives experts: over the network once the pool spans nodes."""
-    topology, nodes = scenario.topology(), _nodes(scenario, pool)
+    topology, nodes = scenario.topology(), nodes_of_pool(scenario, pool)
     return inter_bandwidth(topology, nodes) if nodes > 1 else intra_bandwidth(topology)
 
 
@@ -284,7 +291,8 @@ def _solve(
     return found
 
 
-def _nodes(scenario: ScenarioSpec, pool: Pool) -> int:
+def nodes_of_pool(scenario: ScenarioSpec, pool: Pool) -> int:
+    """Return the nodes that the expert-parallel ranks of a pool's replica lie on."""
     nodes = group_shape(scenario.topology(), pool.parallelism.tp * pool.parallelism.dp).nodes
     return min(nodes, pool.parallelism.ep)
 
@@ -292,7 +300,7 @@ def _nodes(scenario: ScenarioSpec, pool: Pool) -> int:
 def _others(scenario: ScenarioSpec, plan: BalancePlan, pool: Pool, parts: list[_Kind]) -> dict[str, Placed]:
     """Return the placements that engines would choose, valued on the same loads."""
     made: dict[str, dict[str, IntArray]] = {}
-    nodes = _nodes(scenario, pool)
+    nodes = nodes_of_pool(scenario, pool)
     for part in parts:
         for key, rows in baselines(part.problem).items():
             made.setdefault(key, {})[part.name] = rows

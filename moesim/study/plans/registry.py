@@ -21,6 +21,7 @@ Planner = Callable[[ScenarioSpec, Any, Limits, Progress | None], Planned]
 
 PLANNERS: dict[str, tuple[str, str]] = {
     "balance": ("moesim.study.plans.balance", "plan_balance"),
+    "affinity": ("moesim.study.plans.affinity", "plan_affinity"),
 }
 """Problem -> module and function ``(scenario, plan section, limits, progress) -> Planned``, imported when asked for."""
 

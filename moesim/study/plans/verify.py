@@ -7,11 +7,15 @@ from typing import Any
 
 from moesim.errors import LawBroken, NoResult
 from moesim.results import Result, summary
+from moesim.routing.chain import hops_of_trace
 from moesim.routing.placed import imbalance
+from moesim.sim.routing_load import node_of_rank
 from moesim.sim.run import simulate
+from moesim.spec.planning import AffinityPlan
 from moesim.spec.scenario import ScenarioSpec
+from moesim.study.plans.affinity import ranks_of_placement, trace_of_plan
 from moesim.study.plans.answer import Placed, Planned
-from moesim.study.plans.balance import with_placement
+from moesim.study.plans.balance import nodes_of_pool, with_placement
 
 __all__ = ["counted_imbalance", "verify"]
 
@@ -40,24 +44,49 @@ def verify(
         raise NoResult(f"{planned.problem}: nothing to simulate, the decision is no placement")
     placed: dict[str, Placed] = {"plan": planned.plan, **planned.others}
     same = _same_loads(scenario, planned)
+    hops = _hops(scenario, planned)
     runs: dict[str, dict[str, Any]] = {}
     for index, (name, one) in enumerate(placed.items()):
         if progress is not None:
             progress(index / len(placed), f"simulating {name}")
         result = simulate(with_placement(scenario, planned.pool, one.placement))
         runs[name] = {"objective": one.objective, **_numbers(result)}
-        if same and abs(runs[name]["imbalance"] - one.objective) > _AGREE * max(1.0, one.objective):
-            counted = runs[name]["imbalance"]
-            raise LawBroken(
-                f"{name}: planned {one.objective!r}, the simulator counts {counted!r} (seed {scenario.run.seed})"
-            )
+        if hops is not None:
+            runs[name]["hops"] = hops(one)
+            _must_agree(scenario, name, one.objective, runs[name]["hops"])
+        if same:
+            _must_agree(scenario, name, one.objective, runs[name]["imbalance"])
     rate = runs["plan"]["output_tokens_per_s"]
     gain = {
         name: rate / run["output_tokens_per_s"] - 1
         for name, run in runs.items()
         if name != "plan" and run["output_tokens_per_s"]
     }
-    return {"runs": runs, "speedup": gain, "counts_agree": True if same else None}
+    return {"runs": runs, "speedup": gain, "counts_agree": True if same or hops is not None else None}
+
+
+def _must_agree(scenario: ScenarioSpec, name: str, planned: float, counted: float) -> None:
+    if abs(counted - planned) > _AGREE * max(1.0, abs(planned)):
+        seed = scenario.run.seed
+        raise LawBroken(f"{name}: planned {planned!r}, the simulator counts {counted!r} (seed {seed})")
+
+
+def _hops(scenario: ScenarioSpec, planned: Planned) -> Callable[[Placed], float] | None:
+    """Return what counts an affinity plan's hops token by token; None for other plans and drawn transitions."""
+    plan = scenario.plan
+    if planned.problem != "affinity" or not isinstance(plan, AffinityPlan):
+        return None
+    trace = trace_of_plan(scenario, plan)
+    if trace is None:
+        return None
+    pool = scenario.deployment.pools[planned.pool]
+    node = node_of_rank(pool.parallelism.ep, nodes_of_pool(scenario, pool))
+
+    def count(one: Placed) -> float:
+        inside, between = hops_of_trace(trace, ranks_of_placement(scenario, one.placement), node)
+        return plan.device_hop * inside + plan.node_hop * between
+
+    return count
 
 
 def counted_imbalance(result: Result) -> float:
