@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,11 +144,41 @@ def _print(planned: Planned, numbers: dict[str, Any]) -> None:
 
         facts.append(f"{format_quantity(planned.moved_bytes, 'B')} of weights to move")
     text(", ".join(facts))
-    for key, value in planned.answer.items():
-        if isinstance(value, str | int | float):
-            text(f"{key.replace('_', ' ')}: {value}")
+    _print_answer(planned.answer)
     if numbers["verify"] is not None:
         _print_runs(numbers["verify"])
+
+
+_MOST_ROWS = 8
+
+
+def _print_answer(answer: Mapping[str, Any]) -> None:
+    """Print what is short: words and numbers, commands, the first rows of tables that are no listing of everything."""
+    for key, value in answer.items():
+        name = key.replace("_", " ")
+        if isinstance(value, str | int | float):
+            text(f"{name}: {_number(value) if isinstance(value, float) else value}")
+        elif key in {"launch", "counts", "migration"}:
+            for inner, told in value.items():
+                text(
+                    f"{name}, {inner.replace('_', ' ')}: {_number(told) if isinstance(told, float) else told}"
+                )
+        elif isinstance(value, list) and value and isinstance(value[0], dict) and key != "options":
+            columns = list(value[0])
+            cells = [[_cell(row[c]) for c in columns] for row in value[:_MOST_ROWS]]
+            print_table([c.replace("_", " ") for c in columns], cells, title=name)
+            if len(value) > _MOST_ROWS:
+                text(f"{len(value) - _MOST_ROWS} more rows are in the report and in --json")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
+    return (
+        " ".join(_cell(v) for v in value) if isinstance(value, list) else "" if value is None else str(value)
+    )
 
 
 def _print_runs(verified: dict[str, Any]) -> None:

@@ -7,19 +7,28 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moesim.spec.base import Spec
-from moesim.units import Bytes, Seconds
+from moesim.spec.model import WeightDtype
+from moesim.units import Bytes, Rate, Seconds, UsdPerHour, Watts
 
 __all__ = [
     "PROBLEMS",
     "AffinityPlan",
     "BalancePlan",
+    "CompositionPlan",
     "Drawn",
+    "ExpertModel",
+    "FleetPlan",
     "JointPlan",
     "LoadFile",
+    "Menu",
     "Online",
+    "ParallelismPlan",
+    "Period",
     "PlanSpec",
     "Problem",
     "Search",
+    "TieringPlan",
+    "Width",
 ]
 
 Problem = Literal["balance", "affinity", "joint", "tiering", "composition", "parallelism", "fleet"]
@@ -155,4 +164,124 @@ class JointPlan(_Placing):
     """Of traffic; the rest is balance's."""
 
 
-PlanSpec = Annotated[BalancePlan | AffinityPlan | JointPlan, Field(discriminator="problem")]
+class Menu(Spec):
+    """Degrees and limits to try; an empty list: everything that divides, without a cap."""
+
+    tp: tuple[PositiveInt, ...] = ()
+    pp: tuple[PositiveInt, ...] = ()
+    dp: tuple[PositiveInt, ...] = ()
+    """Attention data parallelism inside a replica."""
+    ep: tuple[PositiveInt, ...] = ()
+    max_num_seqs: tuple[PositiveInt, ...] = Field((32, 64, 128, 256, 512, 1024), min_length=1)
+    max_num_batched_tokens: tuple[PositiveInt, ...] = Field((2048, 4096, 8192, 16384), min_length=1)
+
+
+class ParallelismPlan(Search):
+    """Parallelism and batch limits: fewest devices for the scenario's rate, or most requests per device."""
+
+    problem: Literal["parallelism"]
+    devices: PositiveInt | None = None
+    """Most devices; none: the cluster's."""
+    axes: Menu = Menu()
+    disaggregate: bool = False
+    """Compare separate prefill and decode pools too."""
+    rate: Rate | None = None
+    """Requests to serve; none: the traffic's mean rate (a closed loop has none: as many as possible)."""
+    finalists: NonNegativeInt = 3
+    """Best options of different cuts that are simulated."""
+
+
+class Period(Spec):
+    """A part of the day with its demand."""
+
+    hours: PositiveFloat
+    rate: dict[str, Annotated[Rate, Field(gt=0)]] = Field(min_length=1)
+    """Requests per second by class of traffic."""
+
+
+class FleetPlan(Search):
+    """Cheapest mix of device types, replicas and parallelisms for a demand within the scenario's targets."""
+
+    problem: Literal["fleet"]
+    clusters: tuple[str, ...] = Field(min_length=1)
+    """What can be rented, one device type each: names or paths of clusters or nodes."""
+    classes: dict[str, str] = Field(default_factory=dict)
+    """Traffic of each class, by name or path; empty: one class, ``all``, of the scenario's traffic."""
+    periods: tuple[Period, ...] = Field(min_length=1)
+    devices: PositiveInt = 8
+    """Most devices of one replica."""
+    axes: Menu = Menu()
+    reserved: dict[str, UsdPerHour] = Field(default_factory=dict)
+    """Price of one reserved device, paid in all periods, by device name."""
+    available: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    """Most devices by device name; absent: no limit."""
+    power_cap: Watts | None = None
+    """Of all replicas in use, host and facility included."""
+    redundancy: Literal[0, 1] = 0
+    """1: every class keeps its demand when any one of its replicas is lost."""
+
+
+class Width(Spec):
+    """A storage type that experts may have, and what it costs in accuracy."""
+
+    dtype: WeightDtype
+    loss: NonNegativeFloat = 0.0
+    """Accuracy lost per expert stored so, as measured, in the unit of ``loss_budget``."""
+
+
+class TieringPlan(Search):
+    """Which experts live in which memory, and at how many bits, so that a step reads them in the least time."""
+
+    problem: Literal["tiering"]
+    tiers: tuple[str, ...] = Field(min_length=2)
+    """Memories of the device or its host, fastest first: ``hbm``, ``ddr``, ``nvme``, ..."""
+    reserved: Bytes | None = None
+    """Of the fastest tier, for everything but experts; none: the model's other weights and a tenth of the tier."""
+    widths: tuple[Width, ...] = Field(min_length=1)
+    loss_budget: NonNegativeFloat | None = None
+    """Most loss in all; none: no limit."""
+    trace: str = ""
+    """Recorded trace (.npz) relative to this file; empty: the scenario's routing, recorded or fitted."""
+    batch: PositiveInt = 1
+    """Sequences that decode together."""
+
+
+class ExpertModel(Spec):
+    """A whole model that answers some of the requests."""
+
+    model: str
+    """Name or path of a model."""
+    share: PositiveFloat
+    """Of the requests; made to sum to 1."""
+    run: Seconds
+    """Time that a node works for one request, as measured or simulated."""
+    copies: PositiveInt = 1
+    """How many models of this size there are; each gets an equal part of the share."""
+
+
+class CompositionPlan(Search):
+    """Whole models as experts: the fewest nodes that hold them all within a latency target."""
+
+    problem: Literal["composition"]
+    experts: tuple[ExpertModel, ...] = Field(min_length=1)
+    tiers: tuple[str, ...] = Field(min_length=1)
+    """Memories of a node, fastest first."""
+    reserved: Bytes = 0.0
+    """Of the fastest tier, for router, caches and room for copies."""
+    router: Seconds = 0.0
+    """Time of the router per request."""
+    mean: Seconds | None = None
+    """Most expected time of a request."""
+    target: Seconds | None = None
+    """At most ``late`` of the requests may take longer."""
+    late: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rate: Rate | None = None
+    """Requests per second of all nodes together; none: load is no matter."""
+    busy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Most busy time of a node."""
+
+
+PlanSpec = Annotated[
+    BalancePlan | AffinityPlan | JointPlan | ParallelismPlan | FleetPlan | TieringPlan | CompositionPlan,
+    Field(discriminator="problem"),
+]
