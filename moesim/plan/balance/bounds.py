@@ -18,7 +18,7 @@ from moesim.plan.program import quiet_highs
 
 __all__ = ["layer_bound", "pattern_bound", "row_bounds", "simple_bound"]
 
-_NODES: Final = 200_000
+_NODES: Final = 3_000_000  # some 50 ms
 _ROUNDS: Final = 60
 _MARGIN: Final = 1e-7
 _FINEST: Final = 0.15  # pieces are told apart down to this part of a rank's mean load

@@ -31,7 +31,7 @@ def best_pattern(
     order : int64 [piece], pieces by falling value
     load : float64 [row, piece]; a pattern's sum stays at or below ``target`` in every row
     owner, most : int64 [piece]
-    nodes : search nodes allowed for each piece
+    nodes : search nodes allowed in all; without any left, the rest keeps -inf and ``finished`` is False
 
     Returns
     -------
@@ -48,6 +48,7 @@ def best_pattern(
     best = np.full(pieces, -np.inf)
     pattern = np.full((pieces, slots), -1, dtype=np.int64)
     finished = True
+    left = nodes
     chosen = np.empty(slots, dtype=np.int64)
     position = np.zeros(slots + 1, dtype=np.int64)
     held = np.empty((slots + 1, rows))
@@ -68,7 +69,6 @@ def best_pattern(
             continue
         depth = 1
         position[1] = 0
-        left = nodes
         while depth >= 1:
             if position[depth] >= pieces or left <= 0:
                 if left <= 0:
