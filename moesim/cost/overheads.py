@@ -33,15 +33,12 @@ class Overhead:
     request_s : per request, seen by the client in TTFT alone: HTTP, tokenisation, queues between processes
     prefill : time of steps beyond the captured graphs over what single kernels, measured alone, add up to: launches
         one by one, and clocks that sustained products do not hold; 1 at least
-    layer_s : host time per layer of a step beyond the captured graphs, which starts its kernels one by one from Python:
-        such a step takes at least this for all its layers, however small its kernels
     """
 
     step_s: float = 0.0
     sequence_s: float = 0.0
     request_s: float = 0.0
     prefill: float = 1.0
-    layer_s: float = 0.0
 
 
 class OverheadRule(Spec):
@@ -56,7 +53,6 @@ class OverheadRule(Spec):
     sequence: Seconds
     request: Seconds = 0.0
     prefill: Annotated[float, Field(ge=1)] = 1.0
-    layer: Seconds = 0.0
     versions: tuple[str, ...] = ()
     """Engine versions that the terms were fitted on; others are warned about."""
     rows: int = Field(ge=0)
@@ -66,7 +62,7 @@ class OverheadRule(Spec):
     @property
     def overhead(self) -> Overhead:
         """The terms as numbers."""
-        return Overhead(self.step, self.sequence, self.request, self.prefill, self.layer)
+        return Overhead(self.step, self.sequence, self.request, self.prefill)
 
 
 class OverheadTable(Spec):
@@ -118,26 +114,16 @@ def load_overheads(path: Path | None = None) -> OverheadTable | None:
     return validate(OverheadTable, read_yaml(where, where.name))
 
 
-def with_overhead(pricing: StepPricing, overhead: Overhead, layers: int = 0) -> StepPricing:
-    """Return the tables with the host's time per step and per sampled sequence in them, and slower prefill steps.
-
-    Parameters
-    ----------
-    layers : decoder layers of the model, 0 leaves the host's time per layer out
-    """
+def with_overhead(pricing: StepPricing, overhead: Overhead) -> StepPricing:
+    """Return the tables with the host's time per step and per sampled sequence in them, and slower prefill steps."""
     rows = np.arange(pricing.head_s.shape[1]) * overhead.sequence_s
     graph = _GRAPH_TOKENS
     lane_s, group_s = pricing.lane_s.copy(), pricing.group_s.copy()
     lane_s[:, graph + 1 :] *= overhead.prefill
     group_s[:, pricing.lanes * graph + 1 :] *= overhead.prefill
-    # attention is not in the tables: where it is long, the products have long overtaken the host
-    busy = lane_s.sum(axis=0) + group_s[:, :: pricing.lanes].sum(axis=0)[: lane_s.shape[1]]
-    host = np.maximum(layers * overhead.layer_s - busy, 0.0)
-    host[: graph + 1] = 0.0
     return replace(
         pricing,
-        lane_ops=(*pricing.lane_ops, OpInfo("host_per_layer", "lane", "overhead", "fitted")),
-        lane_s=np.vstack([lane_s, host]),
+        lane_s=lane_s,
         group_s=group_s,
         attention=tuple(
             replace(

@@ -75,7 +75,7 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path |
         scenario.model, topology, spec, deployment.precision, load, speculation, known.chain
     )
     if known.host != Overhead():
-        pricing = with_overhead(pricing, known.host, len(scenario.model.blocks()))
+        pricing = with_overhead(pricing, known.host)
     draft = draft_seconds(pricing, speculation)
     if speculation is not None:
         notes += ("Drafting costs its stated share of a plain decode step of one sequence without context.",)

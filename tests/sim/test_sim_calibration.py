@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 import moesim as ms
-from moesim.cost.overheads import Overhead, OverheadTable, load_overheads, with_overhead
+from moesim.cost.overheads import Overhead, OverheadTable, load_overheads
 from moesim.errors import DataMissing
 from moesim.sim.calibration import calibrated
 from moesim.sim.setup import pool_parts
@@ -71,16 +70,6 @@ def test_fits_are_slower_than_the_bound_at_every_batch() -> None:
     for batch in (1, 32, 256, 2048):
         now = fitted.lane_s[:, batch].sum() + fitted.group_s[:, batch].sum()
         assert now > bound.lane_s[:, batch].sum() + bound.group_s[:, batch].sum()
-
-
-def test_host_time_per_layer_is_a_floor_of_eager_steps_alone() -> None:
-    plain = parts(**{"deployment.calibration": "none"}).setup.pricing
-    host = with_overhead(plain, Overhead(layer_s=1e-3), layers=32)
-    before = plain.lane_s.sum(axis=0) + plain.group_s.sum(axis=0)
-    after = host.lane_s.sum(axis=0) + host.group_s.sum(axis=0)
-    assert np.array_equal(after[:513], before[:513])
-    assert after[513:] == pytest.approx(np.maximum(before[513:], 32e-3))
-    assert before[513] < 32e-3 < before[-1]
 
 
 def test_the_table_of_overheads_finds_the_nearest_generation() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moesim.cost.fitted import Fitted
+from moesim.cost.fitted import Fitted, chain_for
 from moesim.cost.ops import gemm
 from moesim.cost.precision import Format
 from moesim.cost.pricing import FloatArray
-from moesim.cost.roofline import Chain, Estimator, Launch, Place, Roofline
+from moesim.cost.roofline import Estimator, Launch, Place
 from moesim.errors import DataMissing
 from moesim.spec.base import load_spec
 from moesim.spec.hardware import DeviceSpec
@@ -84,7 +84,7 @@ def run(
     known = published_points()
     left += [{"mode": "published", "rows": 1, "reason": f"{one.what}: {one.why}"} for one in known.left_out]
     if not quick:
-        chain = None if estimator is None else Chain((estimator, Roofline()))
+        chain = None if estimator is None else chain_for("sglang", estimator.artifact)
         made = []
         for done, point in enumerate(known.points):
             if progress is not None:

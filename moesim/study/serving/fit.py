@@ -24,9 +24,7 @@ FloatArray = npt.NDArray[np.float64]
 Replay = Callable[[Sequence[ServingRow], OverheadTable], Mapping[str, Prediction]]
 Key = tuple[str, str, str]
 """(backend, client, architecture): a client stands for a way of deploying, with or without a front end."""
-_ROUNDS = 2
-_LAYER_S = (0.0, 300e-6, 600e-6, 900e-6, 1200e-6)
-"""Host times per layer that are tried; the one that leaves the least error in TTFT stays."""
+_ROUNDS = 4
 _FEWEST = 30
 """Runs that two terms are worth being fitted on."""
 _MOST_PREFILL = 2.0
@@ -62,9 +60,10 @@ def least_relative(design: FloatArray, target: FloatArray, scale: FloatArray) ->
 def fit_overheads(rows: Iterable[ServingRow], replay: Replay, stamp: str) -> OverheadTable:
     """Return the terms of every engine that has enough dense runs.
 
-    One rule per engine, client and generation of devices. Time per output token says step and sequence terms, TTFT
-    the request term, the factor on prefill steps and the host's time per layer. The terms enter the simulator, so the
-    fit goes around: replay, fit what is left, replay.
+    One rule per engine, client and generation of devices. Time per output token says step and sequence terms, of each
+    generation's hosts; TTFT the request term, which is the engine's and the client's on whatever device, and a factor
+    on prefill steps per generation. The terms enter the simulator, so the fit goes around: replay, fit what is left,
+    replay.
 
     Parameters
     ----------
@@ -82,38 +81,26 @@ def fit_overheads(rows: Iterable[ServingRow], replay: Replay, stamp: str) -> Ove
             raise SpecError(f"{row.id}: {row.model} has experts; overheads are fitted on dense models only")
         if not row.left_out:
             groups[row.backend, row.client, architecture_of(row.system)].append(row)
-    keys = [key for key, members in groups.items() if len(members) >= _FEWEST]
-
-    def step(fitted: dict[Key, Overhead]) -> dict[Key, tuple[float, Overhead]]:
-        """Return each engine's error with its present terms, and better terms."""
-        table, found = _table(fitted, groups, stamp), {}
-        for key in keys:
-            made = replay(groups[key], table)
-            kept = [row for row in groups[key] if made[row.id].ok]
-            found[key] = (_waits_off(kept, made), _improved(kept, made, fitted[key]))
-        return found
-
-    best: dict[Key, tuple[float, Overhead]] = {}
-    for layer_s in _LAYER_S:
-        fitted = {
-            key: new for key, (_, new) in step({key: Overhead(layer_s=layer_s) for key in keys}).items()
-        }
-        for key, (off, new) in step(fitted).items():
-            if key not in best or off < best[key][0]:
-                best[key] = off, new
-    fitted = {key: terms for key, (_, terms) in best.items()}
+    fitted: dict[Key, Overhead] = {
+        key: Overhead() for key, members in groups.items() if len(members) >= _FEWEST
+    }
     for _ in range(_ROUNDS):
-        fitted = {key: new for key, (_, new) in step(fitted).items()}
+        table = _table(fitted, groups, stamp)
+        made = {key: replay(groups[key], table) for key in fitted}
+        kept = {key: [row for row in groups[key] if made[key][row.id].ok] for key in fitted}
+        decode = {key: _decode_terms(kept[key], made[key], fitted[key]) for key in fitted}
+        for pair in {key[:2] for key in fitted}:
+            keys = [key for key in sorted(fitted) if key[:2] == pair]
+            request, factors = _prefill_terms([(kept[key], made[key], fitted[key]) for key in keys])
+            for key, factor in zip(keys, factors, strict=True):
+                fitted[key] = Overhead(*decode[key], request, factor)
     return _table(_completed(fitted), groups, stamp)
 
 
-def _waits_off(rows: Sequence[ServingRow], made: Mapping[str, Prediction]) -> float:
-    """Return the mean relative error of TTFT, each error counted as 1 at most: a few wild runs have no say."""
-    off = [min(abs(made[row.id].ttft_s / row.ttft_s - 1), 1.0) for row in rows if row.ttft_s < _QUEUED_S]
-    return float(np.mean(off)) if off else 0.0
-
-
-def _improved(rows: Sequence[ServingRow], made: Mapping[str, Prediction], old: Overhead) -> Overhead:
+def _decode_terms(
+    rows: Sequence[ServingRow], made: Mapping[str, Prediction], old: Overhead
+) -> tuple[float, float]:
+    """Return seconds per step and per sequence."""
     measured = np.array([row.tpot_s for row in rows])
     batch = np.array([row.concurrency / (row.shape.dp if row.shape else 1) for row in rows], dtype=np.float64)
     design = np.column_stack([np.ones(len(rows)), batch])
@@ -122,17 +109,30 @@ def _improved(rows: Sequence[ServingRow], made: Mapping[str, Prediction], old: O
         [old.step_s, old.sequence_s]
     )
     step, sequence = least_relative(design, measured - without, measured)
-    waits, now = np.array([row.ttft_s for row in rows]), np.array([made[row.id].ttft_s for row in rows])
-    early = (waits < _QUEUED_S) & _ranked_alike(rows, made)
-    served = (now - old.request_s)[early]
-    request, factor = least_relative(
-        np.column_stack([np.ones(len(served)), served]), waits[early], waits[early]
-    )
-    prefill = min(max(old.prefill * float(factor), 1.0), _MOST_PREFILL)
-    if prefill in {1.0, _MOST_PREFILL}:  # the factor may not go there: the constant takes what it can
-        rest = waits[early] - served * prefill / old.prefill
-        request = least_relative(np.ones((len(rest), 1)), rest, waits[early])[0]
-    return Overhead(float(step), float(sequence), float(request), prefill, old.layer_s)
+    return float(step), float(sequence)
+
+
+def _prefill_terms(
+    groups: Sequence[tuple[Sequence[ServingRow], Mapping[str, Prediction], Overhead]],
+) -> tuple[float, list[float]]:
+    """Return the request term of all groups together, seconds, and each group's factor on prefill steps."""
+    waits, served, owner = [], [], []
+    for index, (rows, made, old) in enumerate(groups):
+        early = np.array([row.ttft_s < _QUEUED_S for row in rows]) & _ranked_alike(rows, made)
+        for row, counts in zip(rows, early, strict=True):
+            if counts:
+                waits.append(row.ttft_s)
+                served.append((made[row.id].ttft_s - old.request_s) / old.prefill)
+                owner.append(index)
+    measured, plain, of = np.array(waits), np.array(served), np.array(owner)
+    columns = [np.where(of == index, plain, 0.0) for index in range(len(groups))]
+    request, *factors = least_relative(np.column_stack([np.ones(len(plain)), *columns]), measured, measured)
+    bounded = [min(max(float(factor), 1.0), _MOST_PREFILL) for factor in factors]
+    if any(factor in {1.0, _MOST_PREFILL} for factor in bounded):
+        # a factor may not go there: the constant takes what it can
+        rest = measured - plain * np.array(bounded)[of]
+        request = least_relative(np.ones((len(rest), 1)), rest, measured)[0]
+    return float(request), bounded
 
 
 def _completed(fitted: dict[Key, Overhead]) -> dict[Key, Overhead]:
@@ -204,7 +204,6 @@ def _table(
                 "sequence": f"{terms.sequence_s * 1e6:.4g} us",
                 "request": f"{terms.request_s * 1e3:.4g} ms",
                 "prefill": round(terms.prefill, 4),
-                "layer": f"{terms.layer_s * 1e6:.4g} us",
                 "versions": sorted({row.version or "not stated" for row in members}),
                 "rows": len(members),
                 "source": {
@@ -228,11 +227,6 @@ def overheads_yaml(table: OverheadTable) -> str:
 
 def _readable(rule: OverheadRule) -> dict[str, Any]:
     data = rule.model_dump(mode="json", exclude_defaults=True)
-    for name, unit, factor in (
-        ("step", "us", 1e6),
-        ("sequence", "us", 1e6),
-        ("request", "ms", 1e3),
-        ("layer", "us", 1e6),
-    ):
+    for name, unit, factor in (("step", "us", 1e6), ("sequence", "us", 1e6), ("request", "ms", 1e3)):
         data[name] = f"{getattr(rule, name) * factor:.4g} {unit}"
     return data

@@ -207,7 +207,7 @@ class Replayer:
     ) -> PoolParts:
         pricing = self._pricing(row, members, scenario, name, pool)
         if self._overheads is not None:
-            pricing = with_overhead(pricing, self._overhead(row), len(scenario.model.blocks()))
+            pricing = with_overhead(pricing, self._overhead(row))
         memory, notes = _memory(scenario, pool)
         speculation = scenario.deployment.speculation if name != "prefill" else None
         setup = PoolSetup(
