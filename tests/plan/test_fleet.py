@@ -192,6 +192,18 @@ def test_pruning_loses_nothing():
             assert solve_fleet(p).objective == pytest.approx(full.objective, rel=1e-9)
 
 
+def test_a_cheap_type_that_is_scarce_does_not_drive_out_the_others():
+    entries = [MenuEntry("cheap", "a", 1, {"c": 1.0}, 1.0), MenuEntry("dear", "b", 1, {"c": 1.0}, 2.0)]
+    menu = menu_of(entries, ["c"])
+    free, scarce = (
+        solve_fleet(FleetProblem(menu, np.array([[3.0]]), np.ones(1), available=stock))
+        for stock in ({}, {"a": 1.0})
+    )
+    assert (free.objective, scarce.objective) == (3.0, 5.0)
+    assert undominated(menu, np.array([math.inf, math.inf])).tolist() == [0]
+    assert undominated(menu, np.array([1.0, math.inf])).tolist() == [0, 1]
+
+
 def test_shortages_are_named():
     menu = menu_of([MenuEntry("x", "h100", 8, {"chat": 10.0}, 20.0, power=8000.0)], ["chat", "code"])
     with pytest.raises(NoResult, match=r"class code: no menu entry has goodput .* 3 request/s short"):

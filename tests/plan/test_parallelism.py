@@ -110,6 +110,12 @@ def test_attention_is_what_its_terms_say():
     decode = (1e-5 + max(4096 * 2e-9, 4096 * 3e-9 + 8 * 4e-7)) * grid[3, 9]
     prefill = (1e-5 + max(8192 * 5e-10, 100 * 6e-9 - 64e-9)) * (grid[6, 7] + 1)
     assert float(attention_seconds(term, *one)[0]) == pytest.approx(decode + prefill, rel=1e-12)
+    # between the nodes: sequences 2**3.5, keys 2**9.25, bilinear in the logarithms
+    some = (np.array([x]) for x in (2**3.5, 2**12.75, 0.0, 0.0, 0.0))
+    u, v = 0.5, 0.25
+    slack = (grid[3, 9] * (1 - v) + grid[3, 10] * v) * (1 - u) + (grid[4, 9] * (1 - v) + grid[4, 10] * v) * u
+    bound = 1e-5 + max(2**12.75 * 2e-9, 2**12.75 * 3e-9 + 2**3.5 * 4e-7)
+    assert float(attention_seconds(term, *some)[0]) == pytest.approx(bound * slack, rel=1e-12)
     zero = np.zeros(1)
     assert float(attention_seconds(term, zero, zero, zero, zero, zero)[0]) == 0.0
 
