@@ -51,6 +51,10 @@ def validate(
         Path | None,
         typer.Option("--bands", help="File of limits; default validation/bands.yaml.", metavar="FILE"),
     ] = None,
+    section: Annotated[
+        Path | None,
+        typer.Option("--section", help="Replace the suite's section of this Markdown file.", metavar="FILE"),
+    ] = None,
     quick: Annotated[int, typer.Option("--quick", help="Only every N-th measurement; no bands.", min=0)] = 0,
     bound: Annotated[
         bool, typer.Option("--bound", help="Price with the roofline bound alone; no bands.")
@@ -67,6 +71,8 @@ def validate(
     run: Any = getattr(importlib.import_module(module), name)
     with progress_bar(suite) as progress:
         answer = run(shared=folder, cache=cache, bands=limits, quick=quick, bound=bound, progress=progress)
+    if section is not None:
+        _write_section(section, suite, answer)
     if json_:
         emit_json(answer)
     else:
@@ -76,6 +82,16 @@ def validate(
         for band in failed:
             note(f"{band['name']}: {band['value']:.4g} is outside its limit {band['limit']:.4g}")
         raise NoResult(f"{suite}: {len(failed)} of {len(answer['bands'])} figures are outside their bands")
+
+
+def _write_section(path: Path, suite: str, answer: dict[str, Any]) -> None:
+    if suite != "silicon-serving":
+        raise SpecError(f"--section: only silicon-serving writes one here, not {suite}")
+    from moesim.study.serving.page import page
+    from moesim.study.serving.section import write_section
+
+    write_section(path, "serving", f"moesim validate {suite} --section", page(answer))
+    note(f"wrote {path}")
 
 
 def _bands(suite: str, path: Path | None) -> tuple[Any, ...]:

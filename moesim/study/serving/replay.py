@@ -40,7 +40,7 @@ __all__ = ["Prediction", "Replayer", "replay_rows"]
 Progress = Callable[[float, str], None]
 Chains = Callable[[ServingRow, Engine], Chain]
 Routings = Callable[[ServingRow], RoutingSpec | None]
-_AFTERWARDS = frozenset({"fit.py", "page.py", "score.py", "suite.py"})
+_AFTERWARDS = frozenset({"fit.py", "page.py", "score.py", "section.py", "suite.py"})
 """Files of ours that come after the answers."""
 _KEPT = 4
 """Priced workers kept: the rows of a cell come together, wide tables take tens of megabytes."""
