@@ -32,18 +32,18 @@ Repeats of one identical run differ by about 2 % in TPOT; those of DeepSeek-R1 o
 
 A, C, D, E and disagg are the sets of ids of AIConfigurator's study, inputs as stated there: A the rows it supports as
 given, C repaired inputs and one row per measurement, D those of models with experts that do not contradict each other,
-E C's models with experts after one factor per group. `all` is every distinct measurement. `mtp` figures take 99 runs of
-DeepSeek-R1 on TensorRT-LLM as run with multi-token prediction, which their container images and dates say and the
-inputs do not (`moesim/study/serving/hidden.py`): three drafted tokens, accepted with DeepSeek-V3's published 0.85, which
-is that of the first of them and makes these runs look faster than they were."""
+E C's models with experts after one factor per group. `all` is every distinct measurement. `mtp` figures take 99 runs
+of DeepSeek-R1 on TensorRT-LLM as run with multi-token prediction, which their container images and dates say and the
+inputs do not (`moesim/study/serving/hidden.py`): three drafted tokens, accepted with DeepSeek-V3's published 0.85,
+which is that of the first of them and makes these runs look faster than they were."""
 _WHY = """\
-- DeepSeek-R1 on TensorRT-LLM: two in five of its runs drafted tokens, see above; with `mtp` the error changes its sign.
+- DeepSeek-R1 on TensorRT-LLM: two in five of its runs drafted tokens, see above; with `mtp` the error changes sign.
 - Llama-3.1-8B on H200, vLLM 0.12: measured at half the time of the sum of its measured kernels; most likely prompts
-  were found in the prefix cache, since the sweep reuses them. Qwen3-32B on GB200 contradicts itself (8 and 42 ms for one
-  key), and 4,000-token runs of TensorRT-LLM 1.3.0rc1 took 80 to 90 ms per token where all others took 5 to 20.
+  were found in the prefix cache, since the sweep reuses them. Qwen3-32B on GB200 contradicts itself (8 and 42 ms for
+  one key), and 4,000-token runs of TensorRT-LLM 1.3.0rc1 took 80 to 90 ms per token where all others took 5 to 20.
 - Qwen3-235B on vLLM 0.12: its FP8 expert kernels were several times slower than those of the measured version.
 - MiniMax-M2.5 on vLLM 0.17 and nightlies: a tenth to a third slower than 0.19, whose kernels were measured.
-- TTFT of DeepSeek-R1 and Qwen3.5 on SGLang and TensorRT-LLM is 30 to 60 % too short: prefill steps of these models start
+- TTFT of DeepSeek-R1 and Qwen3.5 on SGLang and TensorRT-LLM is 30 to 60 % too short: their prefill steps start
   thousands of kernels one by one from Python, which no run of a dense model shows (a term per layer was tried and did
   not improve the dense runs, so it is not there). Attention data parallelism of TensorRT-LLM waits up to 60 steps for
   prompts on all ranks, which is not modelled.
