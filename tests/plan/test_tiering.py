@@ -113,7 +113,7 @@ def test_edgemoe_lowers_the_least_important_up_to_the_budget():
         np.zeros(4),
         np.tile([2.0, 4.0], (4, 1)),
         loss,
-        0.9,
+        0.95,
     )
     # 0.4 at 4 bits; sorted by loss at 2 bits: 1 (+0.1), 3 (+0.2), 2 (+0.3 = 1.0 > 0.95)
     assert edgemoe(p).width.tolist() == [1, 0, 1, 0]
