@@ -1,7 +1,9 @@
 """Affinity: hops counted as a replay counts them, exact answers, bounds that hold, plans that beat the baselines."""
 
+import os
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from moesim.plan.affinity.relaxation import relax
 from moesim.plan.affinity.rounding import place_layer, saved_weights
 from moesim.plan.affinity.solve import matching_bound
 from moesim.plan.solution import Limits
+from moesim.routing.statistics import transitions
+from moesim.routing.trace import read_trace
 
 TOPOLOGIES = [
     Topology.flat(2),
@@ -262,3 +266,47 @@ def test_bad_input_is_refused_in_one_line():
         hops(Affinity(np.ones((1, 4, 4)), Topology.flat(2)), [[0, 0, 1, 1], [0, 0, 2, 1]])
     with pytest.raises(SpecError, match="too many groupings"):
         solve_exact(Affinity(np.ones((1, 32, 32)), Topology.flat(4)))
+
+
+@pytest.mark.parametrize(("devices", "shipped"), [(4, 17.495347692691237), (8, 22.166013704896926)])
+def test_plan_is_at_most_exflows_on_an_equally_affine_trace(devices, shipped):
+    """Mixed with uniform routing until ExFlow's own method gives the hops of its shipped Mixtral solution."""
+    where = Topology.flat(devices)
+    strong, even = markov(32, 8, alpha=0.1), np.full((31, 8, 8), 1000.0 / 64)
+
+    def theirs(mix):
+        problem = Affinity(mix * strong + (1 - mix) * even, where)
+        return problem, hops(problem, BASELINES["bipartition"](problem, 0)).per_token
+
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        low, high = (
+            ((low + high) / 2, high) if theirs((low + high) / 2)[1] > shipped else (low, (low + high) / 2)
+        )
+    problem, reached = theirs(low)
+    assert reached == pytest.approx(shipped, rel=0.02)
+    found = solve_affinity(problem)
+    assert found.sol_status == "optimal"
+    assert hops(problem, found.answer).per_token <= shipped
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_recorded_transitions_beat_every_baseline_also_on_unseen_sequences():
+    folder = (
+        Path(os.environ.get("MOESIM_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data/routing"
+    )
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}")
+    trace = read_trace(folder / "gpt-oss-20b-decode.npz", 32)
+    plan, judge = (transitions(half, top1=True) for half in trace.split(0))
+    for where, most in ((Topology.flat(4), 0.05), (Topology(2, 8), 0.15)):
+        problem, unseen = Affinity(plan, where), Affinity(judge, where)
+        began = time.process_time()
+        found = solve_affinity(problem, Limits(seconds=600.0))
+        assert time.process_time() - began <= 60.0
+        assert found.gap <= most
+        for rule in BASELINES.values():
+            other = rule(problem, 0)
+            assert found.objective < hops(problem, other).weighted
+            assert hops(unseen, found.answer).weighted < hops(unseen, other).weighted

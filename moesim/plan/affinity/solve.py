@@ -15,6 +15,7 @@ from moesim.plan.affinity.baselines import alternating, bipartition, contiguous
 from moesim.plan.affinity.chain import splice
 from moesim.plan.affinity.exact import can_be_exact, solve_exact
 from moesim.plan.affinity.kernel import anneal
+from moesim.plan.affinity.onethread import one_blas_thread
 from moesim.plan.affinity.problem import Affinity, FloatArray, IntArray, check_placement, hop_cost, hops
 from moesim.plan.affinity.relaxation import Relaxed, relax
 from moesim.plan.affinity.rounding import follow
@@ -97,6 +98,7 @@ class _Search:
         return self.left > 0 and self.objective - self.bound > self.limits.gap * self.objective
 
 
+@one_blas_thread()
 def solve_affinity(
     problem: Affinity,
     limits: Limits | None = None,
