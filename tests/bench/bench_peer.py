@@ -117,14 +117,15 @@ def estimator() -> Callable[[Any], Any]:
             Overhead() if table is None else table.of(row.backend, row.client, topology.device.architecture)
         )
         if key not in prices:
-            longest = cut.dp * engine.max_num_batched_tokens
-            if (kernels, longest) not in loads:
-                loads[kernels, longest] = Loads(scenario.model, topology, None, longest)
+            longest = 1 << (cut.dp * engine.max_num_batched_tokens - 1).bit_length()
+            routed = (row.model, topology.devices_per_node, topology.nodes, longest)
+            if routed not in loads:
+                loads[routed] = Loads(scenario.model, topology, None, longest)
             if kernels not in memos:
                 chain = calibrated("shipped", engine, topology.device).chain or Chain()
                 memos[kernels] = Memo(chain, topology.device)
             prices[key] = price_cut(
-                scenario.model, topology, cut, engine, loads[kernels, longest].of(cut),
+                scenario.model, topology, cut, engine, loads[routed].of(cut),
                 precision=scenario.deployment.precision, memo=memos[kernels], overhead=host,
             )  # fmt: skip
         demand = Demand(np.array([float(row.isl)]), np.array([float(row.osl)]))

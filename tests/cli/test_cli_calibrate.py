@@ -135,3 +135,12 @@ def test_fitting_nothing_says_so(own: Path) -> None:
     said = command("calibrate", "fit", "few", "--out", "fits")
     assert said.code == 4
     assert "5 rows, at least 60 are needed" in said.err
+
+
+def test_a_suite_without_a_gpu_or_a_record_says_so(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moesim.calibrate.local import suite
+
+    monkeypatch.setattr(suite, "_cuda", lambda: False)
+    said = command("validate", "local-gpu", "--cache", str(own))
+    assert (said.code, said.err.count("\n")) == (4, 1)
+    assert "none is recorded yet" in said.err

@@ -22,6 +22,12 @@ def measure(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for rows and meta file.", metavar="DIR")
     ] = Path("measurements"),
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", help="PyTorch's threads on a CPU; with 1, other programs' time is left out.", min=1
+        ),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Run microbenchmarks on this machine; every kernel is checked before it is timed."""
@@ -33,7 +39,7 @@ def measure(
             if bar is not None:
                 bar(done / total, line)
 
-        written = run_suite(device=device, suite=suite, out=out, progress=told)
+        written = run_suite(device=device, suite=suite, out=out, progress=told, threads=threads)
     if json_:
         emit_json({"out": str(written)})
     else:
