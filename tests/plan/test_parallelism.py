@@ -153,7 +153,15 @@ def simulate_option(scenario, option, rate, prompt=1000, output=200):
 
 
 @pytest.mark.parametrize(
-    ("cut", "rate"), [({"tp": 2}, 20.0), ({"tp": 4}, 20.0), ({"tp": 1, "dp": 4, "ep": 4}, 24.0)]
+    ("cut", "rate"),
+    [
+        ({"tp": 2}, 6.0),
+        ({"tp": 2}, 20.0),
+        ({"tp": 4}, 20.0),
+        ({"tp": 1, "dp": 4, "ep": 4}, 24.0),
+        ({"tp": 2, "pp": 2}, 20.0),
+        ({"tp": 2, "pp": 4}, 20.0),
+    ],
 )
 def test_steady_state_is_what_the_simulator_runs(mixtral, cut, rate):
     axes = Axes(**{k: (v,) for k, v in {"tp": 1, "pp": 1, "dp": 1, "ep": 1, **cut}.items()}, max_num_seqs=(256,),
@@ -162,8 +170,8 @@ def test_steady_state_is_what_the_simulator_runs(mixtral, cut, rate):
     table = option_table(p, priced_cuts(p, lambda _: None))
     option = table.good()[0]
     seen = simulate_option(mixtral, option, rate)
-    assert option.tpot_s == pytest.approx(seen["tpot_s"]["mean"], rel=0.12)
-    assert option.ttft_s == pytest.approx(seen["ttft_s"]["mean"], rel=0.4)
+    assert option.tpot_s == pytest.approx(seen["tpot_s"]["mean"], rel=0.08)
+    assert option.ttft_s == pytest.approx(seen["ttft_s"]["mean"], rel=0.25)
 
 
 def test_every_option_is_in_the_table_with_its_reason(deepseek):

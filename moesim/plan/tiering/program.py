@@ -33,7 +33,9 @@ class TieringProgram:
 def least_seconds(made: TieringProgram) -> None:
     """Minimise the expected seconds per step, counted in units of the dearest choice for the solver's sake."""
     cost, unit = made.choices.cost, unit_of(made.choices)
-    made.program += pulp.lpSum(float(cost[g, c] / unit) * v for (g, c), v in made.taken.items())
+    made.program += pulp.LpAffineExpression(
+        [(v, float(cost[g, c] / unit)) for (g, c), v in made.taken.items()]
+    )
 
 
 def unit_of(choices: Choices) -> float:
@@ -48,7 +50,10 @@ def one_choice(made: TieringProgram) -> None:
     for (g, _), v in made.taken.items():
         rows[g].append(v)
     for g, variables in rows.items():
-        made.program += pulp.lpSum(variables) == int(made.choices.count[g]), f"one_choice_{g}"
+        made.program += (
+            pulp.LpAffineExpression([(v, 1) for v in variables]) == int(made.choices.count[g]),
+            f"one_choice_{g}",
+        )
 
 
 def within_limit(made: TieringProgram, limit: int, shrink: float = 0.0) -> None:
@@ -60,7 +65,8 @@ def within_limit(made: TieringProgram, limit: int, shrink: float = 0.0) -> None:
     used = {key: float(weight[key]) for key in made.taken if weight[key] > 0}
     unit = min(used.values(), default=1.0)
     made.program += (
-        pulp.lpSum(w / unit * made.taken[key] for key, w in used.items()) <= most * (1.0 - shrink) / unit,
+        pulp.LpAffineExpression([(made.taken[key], w / unit) for key, w in used.items()])
+        <= most * (1.0 - shrink) / unit,
         f"within_{made.choices.names[limit]}",
     )
 
