@@ -112,9 +112,9 @@ def main():
         sys.stdout.flush()
 
     if options.seeds:
+        show(published())
         show(seeded(options.seeds, 32, 288))
         show(seeded(options.seeds, 64, 320))
-        show(published())
     folder = shared_routing()
     if folder is None:
         sys.stderr.write("shared data missing: no recorded routing (set MOESIM_SHARED)\n")

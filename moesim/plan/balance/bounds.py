@@ -21,6 +21,7 @@ __all__ = ["layer_bound", "pattern_bound", "row_bounds", "simple_bound"]
 _NODES: Final = 3_000_000  # some 50 ms
 _ROUNDS: Final = 60
 _MARGIN: Final = 1e-7
+_MOST_SLOTS: Final = 5  # patterns of more are too many to price, and there the mean is close
 _FINEST: Final = 0.15  # pieces are told apart down to this part of a rank's mean load
 
 
@@ -212,6 +213,6 @@ def layer_bound(
 ) -> float:
     """Return the best bound of one layer found within ``seconds``: simple first, patterns where they may help."""
     low = simple_bound(rows, ranks, slots, mix)
-    if mix is not None or low >= objective * (1 - gap) or slots < 2:
+    if mix is not None or low >= objective * (1 - gap) or not 2 <= slots <= _MOST_SLOTS:
         return min(low, objective)
     return min(pattern_bound(rows, ranks, slots, low, objective, gap, seconds), objective)
