@@ -60,13 +60,15 @@ def published():
     """Return TensorRT-LLM's case."""
     loads = tensorrt_llm(0)
     problem = Balance(loads[None], 32, 9)
+    began = time.process_time()
     plan = balance(problem, NEAR)
+    seconds = time.process_time() - began
     return {
         "case": "TensorRT-LLM's spread, 288 slots on 32 GPUs",
         "EPLB_percent": 100 * (worth(problem, eplb(loads, 288, 1, 1, 32)).mean() - 1),
         "ours_percent": 100 * (plan.objective - 1),
         "largest_gap_percent": 100 * plan.gap,
-        "largest_cpu_s": plan.seconds,
+        "largest_cpu_s": seconds,
     }
 
 
