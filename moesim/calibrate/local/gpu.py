@@ -21,7 +21,16 @@ from moesim.calibrate.measure.timing import Calls, quiet, sample, sample_cuda, s
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GPU_SCOPE", "OPS", "cpu_timer", "forward", "forward_work", "moe_layer", "moe_work", "validate_gpu"]
+__all__ = [
+    "GPU_SCOPE",
+    "OPS",
+    "cpu_timer",
+    "forward",
+    "forward_work",
+    "moe_layer",
+    "moe_work",
+    "validate_gpu",
+]
 
 _ARCHITECTURES = (
     Architecture(1536, 1024, 16, 2, vocabulary=8192),

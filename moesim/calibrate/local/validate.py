@@ -45,7 +45,7 @@ class Scope:
     ----------
     architectures, shapes : every pair of them is a target, as forward pass and as MoE layer
     rounds : turns of microbenchmarks and targets, at most
-    budget_s : seconds after which no new round begins, with three rounds at least
+    budget_s : seconds after which no new round begins, with five rounds at least
     """
 
     architectures: tuple[Architecture, ...]
@@ -62,8 +62,11 @@ _ARCHITECTURES = (
 )
 _SHAPES = ((1, 48), (2, 96), (1, 350), (4, 160))
 
+_LEAST = 5
+"""Rounds without which a median says little."""
+
 SCOPES: dict[str, Scope] = {
-    "ci": Scope(_ARCHITECTURES[:3], _SHAPES[:3], 8, 40.0),
+    "ci": Scope(_ARCHITECTURES[:3], _SHAPES[:3], 12, 60.0),
     "full": Scope(
         (*_ARCHITECTURES, Architecture(576, 448, 48, 6), Architecture(704, 960, 12, 3)),
         (*_SHAPES, (8, 40), (2, 240)),
@@ -167,14 +170,14 @@ def validate_local(scope: str | Scope = "ci", progress: Progress | None = None, 
         runs = _runs(targets(scope), seed)
         empty = _clock_cost()
         bench: dict[tuple[str, micro.Dims], list[float]] = {point: [] for point in points}
-        cpu: list[list[float]] = [[] for _ in runs]
-        wall: list[list[float]] = [[] for _ in runs]
+        cpu: list[list[Sequence[float]]] = [[] for _ in runs]
+        wall: list[list[Sequence[float]]] = [[] for _ in runs]
         for point in points:  # warm-up
             pool.sweep()
             ready[point]()()
         begin, rounds = time.perf_counter(), 0
         with quiet():
-            while rounds < scope.rounds and (rounds < 3 or time.perf_counter() - begin < scope.budget_s):
+            while rounds < scope.rounds and (rounds < _LEAST or time.perf_counter() - begin < scope.budget_s):
                 for point in points:
                     bench[point] += _benchmark(pool, ready[point], empty, bench[point])
                 for run, own, clock in zip(runs, cpu, wall, strict=True):
@@ -189,8 +192,8 @@ def validate_local(scope: str | Scope = "ci", progress: Progress | None = None, 
     comparisons = tuple(
         Comparison(
             run.target,
-            spread(own),
-            spread(clock),
+            _over_calls(own),
+            _over_calls(clock),
             float(np.mean([predict.seconds(curves, work) for work in run.works])),
             float(np.mean([predict.seconds(curves, work) for work in run.uniform])),
             float(np.mean([predict.bound_seconds(curves, work) for work in run.works])),
@@ -273,13 +276,29 @@ def _benchmark(pool: micro.Pool, ready: micro.Ready, empty: float, before: Seque
     return samples
 
 
-def _both_clocks(calls: Sequence[Callable[[], Any]]) -> tuple[float, float]:
-    """Return mean CPU seconds and mean wall seconds of the calls."""
-    wall, own = time.perf_counter(), time.thread_time()
+def _both_clocks(calls: Sequence[Callable[[], Any]]) -> tuple[list[float], list[float]]:
+    """Return CPU seconds and wall seconds of each call."""
+    cpu, wall = [], []
     for call in calls:
+        began, own = time.perf_counter(), time.thread_time()
         call()
-    own, wall = time.thread_time() - own, time.perf_counter() - wall
-    return own / len(calls), wall / len(calls)
+        cpu.append(time.thread_time() - own)
+        wall.append(time.perf_counter() - began)
+    return cpu, wall
+
+
+def _over_calls(rounds: Sequence[Sequence[float]]) -> Spread:
+    """Return the mean over calls of each one's spread over the rounds: a moment's trouble does not enter the mean.
+
+    Parameters
+    ----------
+    rounds : seconds of every call, round by round
+    """
+    each = [spread(samples) for samples in zip(*rounds, strict=True)]
+    middle, low, high, least = (
+        float(np.mean([getattr(one, name) for one in each])) for name in ("median", "p10", "p90", "least")
+    )
+    return Spread(middle, low, high, least, len(rounds))
 
 
 def _clock_cost() -> float:
