@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,10 +112,18 @@ def _stated(name: str, router: Popularity, experts: int, top_k: int) -> FloatArr
 
 
 def _zipf(order: npt.NDArray[np.int64], top_k: int, exponent: float) -> FloatArray:
-    ranked = plackett_luce_inclusion(zipf_weights(order.shape[1], exponent), top_k)
+    ranked = _ranked(order.shape[1], top_k, exponent)
     table = np.empty(order.shape)
     np.put_along_axis(table, order, np.broadcast_to(ranked, order.shape), axis=1)
     return table
+
+
+@cache
+def _ranked(experts: int, top_k: int, exponent: float) -> FloatArray:
+    """Return the inclusion of Zipf weights by rank; a second for 256 experts, asked for again and again."""
+    found = plackett_luce_inclusion(zipf_weights(experts, exponent), top_k)
+    found.flags.writeable = False
+    return found
 
 
 def _orders(name: str, experts: int, layers: int) -> npt.NDArray[np.int64]:

@@ -33,6 +33,8 @@ __all__ = ["expert_rank", "node_of_rank", "placed_experts", "placed_loads", "rou
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
+_MANY = 2048
+"""Layers times experts above which a default placement's curve is interpolated too: exact ones would take a minute."""
 _CURVES = 8
 """Layers, of evenly spread imbalance, whose straggler curves stand for all layers of a placement."""
 
@@ -65,7 +67,9 @@ def routing_load(
         placement = expert_rank(ffn.experts, ranks)
         loads[name] = RoutingLoad(
             distinct=expected_distinct(popularity, ffn.top_k, tokens),
-            straggler=straggler_factor(popularity, ffn.top_k, tokens, rank_shares(ffn.experts, placement)),
+            straggler=_straggler(popularity, ffn.top_k, tokens, placement)
+            if popularity.size > _MANY and ffn.experts % ranks == 0
+            else straggler_factor(popularity, ffn.top_k, tokens, rank_shares(ffn.experts, placement)),
             ranks_per_token=_distinct_bins(ffn, ranks),
             nodes_per_token=_distinct_bins(ffn, nodes),
             slots_per_rank=math.ceil(ffn.experts / ranks),

@@ -154,14 +154,33 @@ class AffinityPlan(_Placing):
 
 
 class JointPlan(_Placing):
-    """Balance and traffic together: their weighted sum, or the front between them."""
+    """Balance and traffic together: hops between layers plus a price for the busiest ranks' load, and the front."""
 
     problem: Literal["joint"]
     trace: str = ""
-    """Recorded trace (.npz) relative to this file; empty: the scenario's routing."""
+    """Recorded trace (.npz) relative to this file; empty: the scenario's routing, recorded or fitted."""
+    price: NonNegativeFloat = 1.0
+    """Weighted hops that one token on a layer's busiest rank is worth."""
+    front: bool = True
+    """Look for the front between hops and balance too."""
     dispatch: Literal["return_home", "context_coherent", "node_limited", "node_deduplicated"] = "return_home"
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Of traffic; the rest is balance's."""
+    """How tokens reach experts, for the bytes that are told of each placement."""
+    most_nodes: PositiveInt | None = None
+    """Nodes that a token may use, with ``node_limited``."""
+    device_hop: NonNegativeFloat = 1.0
+    """Weight of a hop to another rank of the same node."""
+    node_hop: NonNegativeFloat = 2.0
+    """Weight of a hop to another node."""
+
+    @model_validator(mode="after")
+    def _limits_nodes(self) -> JointPlan:
+        if (self.dispatch == "node_limited") != (self.most_nodes is not None):
+            raise ValueError("most_nodes belongs to dispatch: node_limited, which needs it")
+        if self.node_hop < self.device_hop:
+            raise ValueError(
+                "a hop between nodes weighs at least as much as one inside; expected node_hop >= device_hop"
+            )
+        return self
 
 
 class Menu(Spec):

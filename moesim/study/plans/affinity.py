@@ -16,7 +16,7 @@ from moesim.routing.statistics import transitions
 from moesim.routing.store import load_model
 from moesim.spec.parameters import expert_bytes
 from moesim.spec.placement import PlacementSpec, moe_layers
-from moesim.spec.planning import AffinityPlan
+from moesim.spec.planning import AffinityPlan, JointPlan
 from moesim.spec.routing import Fitted
 from moesim.spec.scenario import ScenarioSpec
 from moesim.study.plans.answer import Placed, Planned, Progress, placement_of
@@ -26,7 +26,7 @@ from moesim.study.plans.loads import kinds, trace_to_plan
 if TYPE_CHECKING:
     from moesim.routing.trace import RoutingTrace
 
-__all__ = ["plan_affinity", "ranks_of_placement", "trace_of_plan"]
+__all__ = ["placed_by_rank", "plan_affinity", "ranks_of_placement", "trace_of_plan"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -68,8 +68,8 @@ def plan_affinity(
     found = solve_affinity(
         problem, limits, starts=list(starts.values()), on_progress=None if on_progress is None else tell
     )
-    others = {key: _placed(scenario, problem, rows, key) for key, rows in starts.items()}
-    placed = _placed(scenario, problem, found.answer, f"{scenario.name}-affinity")
+    others = {key: placed_by_rank(scenario, problem, rows, key) for key, rows in starts.items()}
+    placed = placed_by_rank(scenario, problem, found.answer, f"{scenario.name}-affinity")
     seen = hops(problem, found.answer)
     moved = (found.answer != starts["contiguous"]).sum() if "contiguous" in starts else 0
     first = next(iter(routed))
@@ -101,9 +101,9 @@ def plan_affinity(
     )
 
 
-def trace_of_plan(scenario: ScenarioSpec, plan: AffinityPlan) -> RoutingTrace | None:
+def trace_of_plan(scenario: ScenarioSpec, plan: AffinityPlan | JointPlan) -> RoutingTrace | None:
     """Return the tokens that transitions are counted on; None where they are drawn."""
-    if plan.drawn is not None:
+    if isinstance(plan, AffinityPlan) and plan.drawn is not None:
         return None
     routing = scenario.routing
     if not plan.trace and routing is not None and isinstance(routing.router, Fitted):
@@ -133,11 +133,17 @@ def _source(scenario: ScenarioSpec, plan: AffinityPlan) -> str:
     return plan.trace or (scenario.routing.name if scenario.routing is not None else "")
 
 
-def _placed(scenario: ScenarioSpec, problem: Affinity, rank_of: IntArray, name: str) -> Placed:
-    """Return a placement from the rank of each expert, [layer, E]; load is that of the heaviest experts."""
+def placed_by_rank(
+    scenario: ScenarioSpec, problem: Affinity, rank_of: IntArray, name: str, loads: FloatArray | None = None
+) -> Placed:
+    """Return a placement from the rank of each expert, [layer, E]; load counts heaviest experts, or is given."""
     ranks = problem.topology.devices
     slots = np.argsort(rank_of, axis=1, kind="stable")
-    use = np.concatenate([problem.counts.sum(axis=2), problem.counts[-1:].sum(axis=1)])  # [layer, E]
+    use = (
+        np.concatenate([problem.counts.sum(axis=2), problem.counts[-1:].sum(axis=1)])
+        if loads is None
+        else loads
+    )
     load = np.stack([np.bincount(r, weights=u, minlength=ranks) for r, u in zip(rank_of, use, strict=True)])
     load = load / np.maximum(load.mean(axis=1, keepdims=True), 1e-300)
     return Placed(

@@ -154,8 +154,16 @@ def _known(value: float) -> float | None:
 
 def _stated(deployment: Deployment) -> dict[str, Any]:
     """Return a deployment as a scenario would state it."""
-    data = deployment.model_dump(mode="json", exclude_defaults=True)
-    return {name: data[name] for name in deployment.pools}
+    limits = ("max_num_seqs", "max_num_batched_tokens")
+    return {
+        name: {
+            "replicas": pool.replicas,
+            "parallelism": pool.parallelism.model_dump(),
+            "engine": pool.engine.model_dump(mode="json", exclude_defaults=True)
+            | {key: getattr(pool.engine, key) for key in limits},
+        }
+        for name, pool in deployment.pools.items()
+    }
 
 
 def _launch(scenario: ScenarioSpec, deployment: Deployment) -> dict[str, str]:

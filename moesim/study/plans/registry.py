@@ -22,6 +22,7 @@ Planner = Callable[[ScenarioSpec, Any, Limits, Progress | None], Planned]
 PLANNERS: dict[str, tuple[str, str]] = {
     "balance": ("moesim.study.plans.balance", "plan_balance"),
     "affinity": ("moesim.study.plans.affinity", "plan_affinity"),
+    "joint": ("moesim.study.plans.joint", "plan_joint"),
     "parallelism": ("moesim.study.plans.parallelism", "plan_parallelism_of"),
     "fleet": ("moesim.study.plans.fleet", "plan_fleet"),
     "tiering": ("moesim.study.plans.tiering", "plan_tiering"),
