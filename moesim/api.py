@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,17 @@ def simulate(
         scenario = load(scenario)
     origins = scenario.origins if isinstance(scenario, Loaded) else {}
     spec = scenario.scenario if isinstance(scenario, Loaded) else scenario
-    result = run(spec, check=check, progress=progress)
+    result = run(spec, check=check, progress=progress, measured=_tables(spec))
     return replace(result, manifest={**result.manifest, "origins": origins}) if origins else result
+
+
+def _tables(spec: ScenarioSpec) -> Any:
+    """Return who reads the measured tables, where a scenario asks for them and the extra is there."""
+    if spec.deployment.calibration != "tables" or find_spec("aiconfigurator_core") is None:
+        return None
+    from moesim.calibrate.silicon.measured import Measured  # noqa: PLC0415 - an extra
+
+    return Measured
 
 
 def memory(scenario: Loaded | ScenarioSpec) -> dict[str, MemoryPlan]:

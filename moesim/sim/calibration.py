@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from moesim.cost.fitted import Fitted, chain_for, load_artifact, shipped
+from moesim.cost.fitted import Fitted, Framework, chain_for, load_artifact, shipped
 from moesim.cost.overheads import Overhead, OverheadTable, load_overheads
-from moesim.cost.roofline import Chain
+from moesim.cost.roofline import Chain, Estimator
+from moesim.errors import DataMissing
 from moesim.spec.deployment import Engine
 from moesim.spec.hardware import DeviceSpec
 
-__all__ = ["Calibration", "calibrated"]
+__all__ = ["Calibration", "Tables", "calibrated"]
 
+Tables = Callable[[Framework], Estimator]
+_SHIPPED = ("shipped", "tables")
 _MEASURED_VENDOR = "NVIDIA"
 _CALIBRATED_ON = "dense models served by vLLM, SGLang and TensorRT-LLM on Hopper and Blackwell"
 
@@ -36,25 +40,34 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
 
-def calibrated(name: str, engine: Engine, device: DeviceSpec, beside: Path | None = None) -> Calibration:
+def calibrated(
+    name: str, engine: Engine, device: DeviceSpec, beside: Path | None = None, tables: Tables | None = None
+) -> Calibration:
     """Return what prices an engine's steps on a device.
 
     Parameters
     ----------
-    name : ``shipped``, ``none``, or the path of an artifact without suffix
+    name : ``shipped``, ``tables`` (exact measurements before the shipped fits), ``none``, or the path of an artifact
+        without suffix
     engine : whose kernels
     device : the shipped kernels are CUDA's: other makers' devices are priced by the bound, unless an artifact is named
     beside : file that a relative path starts from
+    tables : from a flavor to the estimator of its measured tables, which the extra ``silicon`` holds
 
     Raises
     ------
-    DataMissing : there is no such artifact
+    DataMissing : there is no such artifact, or the tables are asked for and not at hand
     """
+    ours = name in _SHIPPED
     cuda = device.vendor == _MEASURED_VENDOR
-    if name == "none" or (name == "shipped" and not cuda):
+    if name == "none" or (ours and not cuda):
         return Calibration(host=_stated(Overhead(), engine))
-    artifact = shipped() if name == "shipped" else load_artifact(Path(beside.parent if beside else "", name))
+    artifact = shipped() if ours else load_artifact(Path(beside.parent if beside else "", name))
     chain = chain_for(engine.flavor, artifact, engine.moe_backend)
+    if name == "tables":
+        if tables is None:
+            raise DataMissing("calibration 'tables': the measured tables need the extra `silicon`")
+        chain = Chain((tables(engine.flavor), *chain.estimators))
     table = load_overheads() if cuda else None
     if table is None:
         return Calibration(
@@ -63,9 +76,7 @@ def calibrated(name: str, engine: Engine, device: DeviceSpec, beside: Path | Non
             notes=_kernels(Fitted(engine.flavor, artifact), engine, device),
         )
     host = replace(table.of(engine.flavor, architecture=device.architecture), request_s=0.0)
-    intervals = (
-        {key: (low, high) for key, (low, high) in table.intervals.items()} if name == "shipped" else {}
-    )
+    intervals = dict(table.intervals) if ours else {}
     notes = (*_kernels(Fitted(engine.flavor, artifact), engine, device), *_hosts(table, engine, device))
     return Calibration(chain, _stated(host, engine), intervals, (*notes, *_bands(intervals)))
 

@@ -13,10 +13,10 @@ from moesim.policies import make_replica_router, make_scaler
 from moesim.results import Result
 from moesim.results import check as check_laws
 from moesim.results.laws import LAWS
+from moesim.sim.calibration import Tables
 from moesim.sim.driver import Driver, Plan
 from moesim.sim.kernel import is_compiled
 from moesim.sim.pool import Pool, block_records, request_records
-from moesim.sim.record import tables
 from moesim.sim.setup import PoolParts, kv_path, pool_parts
 from moesim.sim.warm import load_kernel
 from moesim.spec.scenario import ScenarioSpec
@@ -37,6 +37,7 @@ def simulate(
     progress: Progress | None = None,
     beside: Path | None = None,
     fast: bool = True,
+    measured: Tables | None = None,
 ) -> Result:
     """Simulate a scenario.
 
@@ -46,6 +47,7 @@ def simulate(
     check : check every law on the result
     progress : called with the share of requests sent, 0..1, and a short text
     beside : file that relative trace paths start from
+    measured : see ``calibrated``: who answers for ``calibration: tables``
     fast : price runs of equal steps at once; the result is the same either way (a test says so)
 
     Returns
@@ -61,7 +63,8 @@ def simulate(
     run = scenario.run
     requests = sample(scenario.traffic, run.seed, run.requests, run.horizon, beside)
     parts = {
-        name: pool_parts(scenario, name, spec, beside) for name, spec in scenario.deployment.pools.items()
+        name: pool_parts(scenario, name, spec, beside, measured)
+        for name, spec in scenario.deployment.pools.items()
     }
     driver = build(scenario, parts, requests, progress=progress, fast=fast)
     if progress is not None and not is_compiled():

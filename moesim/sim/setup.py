@@ -10,7 +10,7 @@ from moesim.cost.memory import MemoryPlan, memory_plan
 from moesim.cost.overheads import Overhead, with_overhead
 from moesim.cost.pricing import StepPricing
 from moesim.cost.stepprice import step_pricing
-from moesim.sim.calibration import calibrated
+from moesim.sim.calibration import Tables, calibrated
 from moesim.sim.pool import PoolSetup
 from moesim.sim.routing_load import routing_load
 from moesim.sim.transfer import KvPath
@@ -52,12 +52,19 @@ class PoolParts:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path | None = None) -> PoolParts:
+def pool_parts(
+    scenario: ScenarioSpec,
+    name: str,
+    spec: PoolSpec,
+    beside: Path | None = None,
+    tables: Tables | None = None,
+) -> PoolParts:
     """Size and price one pool.
 
     Parameters
     ----------
     beside : file that the relative path of a calibration starts from
+    tables : see ``calibrated``
 
     Raises
     ------
@@ -70,7 +77,7 @@ def pool_parts(scenario: ScenarioSpec, name: str, spec: PoolSpec, beside: Path |
     memory = memory_plan(scenario.model, topology, spec, deployment.precision, speculation)
     load, notes = routing_load(scenario, topology, spec)
     engine = spec.engine
-    known = calibrated(deployment.calibration, engine, topology.device, beside)
+    known = calibrated(deployment.calibration, engine, topology.device, beside, tables)
     pricing = step_pricing(
         scenario.model, topology, spec, deployment.precision, load, speculation, known.chain
     )

@@ -210,6 +210,7 @@ class Deployment(Spec):
     precision: PrecisionChoice = PrecisionChoice()
     calibration: str = "shipped"
     """What prices steps, best first: ``shipped`` (kernels and host time fitted on NVIDIA GPUs, elsewhere the bound),
+    ``tables`` (the same, and exactly what the extra ``silicon`` measured wherever a product has a measured size),
     ``none`` (the roofline bound alone), or the path of an artifact of ``moesim calibrate fit``, without suffix."""
     speculation: Speculation | None = None
     faults: tuple[Fault, ...] = ()

@@ -6,6 +6,7 @@ import pytest
 
 import moesim as ms
 from moesim.cost.overheads import Overhead, OverheadTable, load_overheads
+from moesim.cost.roofline import Roofline
 from moesim.errors import DataMissing
 from moesim.sim.calibration import calibrated
 from moesim.sim.setup import pool_parts
@@ -78,3 +79,27 @@ def test_the_table_of_overheads_finds_the_nearest_generation() -> None:
     assert table.of("vllm", architecture="ampere") == table.of("vllm", architecture="hopper")
     assert table.of("vllm", architecture="blackwell") != table.of("vllm", architecture="hopper")
     assert table.of("vllm", "aiperf", "hopper") != table.of("vllm", "inferencemax", "hopper")
+
+
+def test_tables_answer_first_and_are_missed_when_they_are_not_there() -> None:
+    with pytest.raises(DataMissing, match="need the extra"):
+        calibrated("tables", Engine(), H100)
+    flavors: list[str] = []
+
+    def tables(flavor: str):
+        flavors.append(flavor)
+        return Roofline()
+
+    known = calibrated("tables", Engine(flavor="sglang"), H100, tables=tables)
+    assert flavors == ["sglang"]
+    assert known.chain.estimators[0] == Roofline()
+    assert [e.origin for e in known.chain.estimators] == ["bound", "fitted", "bound"]
+    assert known.intervals == calibrated("shipped", Engine(flavor="sglang"), H100).intervals
+
+
+@pytest.mark.silicon
+def test_a_run_with_tables_is_priced_by_measured_products_too() -> None:
+    pytest.importorskip("aiconfigurator_core", reason="needs the extra `silicon`")
+    sets = ["run.requests=500", "deployment.calibration=tables"]
+    ops = ms.simulate(ms.load("quickstart", sets=sets)).tables.ops
+    assert "measured" in set(ops["source"])
