@@ -17,6 +17,7 @@ from moesim.sim.calibration import Tables
 from moesim.sim.driver import Driver, Plan
 from moesim.sim.kernel import is_compiled
 from moesim.sim.pool import Pool, block_records, request_records
+from moesim.sim.record import tables
 from moesim.sim.setup import PoolParts, kv_path, pool_parts
 from moesim.sim.warm import load_kernel
 from moesim.spec.scenario import ScenarioSpec
