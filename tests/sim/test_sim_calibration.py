@@ -98,8 +98,18 @@ def test_tables_answer_first_and_are_missed_when_they_are_not_there() -> None:
 
 
 @pytest.mark.silicon
-def test_a_run_with_tables_is_priced_by_measured_products_too() -> None:
+def test_a_pool_priced_with_tables_takes_measured_products_as_they_are() -> None:
     pytest.importorskip("aiconfigurator_core", reason="needs the extra `silicon`")
-    sets = ["run.requests=500", "deployment.calibration=tables"]
-    ops = ms.simulate(ms.load("quickstart", sets=sets)).tables.ops
-    assert "measured" in set(ops["source"])
+    from moesim.calibrate.silicon.measured import Measured
+
+    scenario = ms.load("quickstart", sets=["deployment.calibration=tables"]).scenario
+    pool = scenario.deployment.pools["serve"]
+    exact, fitted = (
+        pool_parts(s, "serve", pool, tables=Measured).setup.pricing
+        for s in (scenario, ms.load("quickstart").scenario)
+    )
+    apart = [int((a != b).sum()) for a, b in zip(exact.lane_s, fitted.lane_s, strict=True)]
+    assert 0 < max(apart) < 200  # the measured sizes alone
+    with pytest.raises(DataMissing, match="need the extra"):
+        pool_parts(scenario, "serve", pool)
+    assert ms.simulate(ms.load("quickstart", sets=["deployment.calibration=tables", "run.requests=500"]))
