@@ -74,8 +74,9 @@ class OverheadTable(Spec):
     estimators: str = ""
     """Stamp of the kernel times that the terms complete."""
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Factors (low, high) on a simulated mean latency between which it was measured on nine of ten dense runs, every
-    deployment counted once."""
+    """``ttft`` and ``tpot``: factors (low, high) on a simulated mean latency between which it was measured on nine of
+    ten dense runs. ``ttft_moe`` and ``tpot_moe``: the same with the hold-out error of expert kernels, for models with
+    experts; no run of such a model made them."""
 
     def rule(self, backend: str, client: str = "inferencemax", architecture: str = "") -> OverheadRule | None:
         """Return the rule of an engine asked by a client on a generation of devices, or None.

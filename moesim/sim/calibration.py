@@ -17,8 +17,11 @@ __all__ = ["Calibration", "Tables", "calibrated"]
 
 Tables = Callable[[Framework], Estimator]
 _SHIPPED = ("shipped", "tables")
+_LATENCIES = ("ttft", "tpot")
 _MEASURED_VENDOR = "NVIDIA"
-_CALIBRATED_ON = "dense models served by vLLM, SGLang and TensorRT-LLM on Hopper and Blackwell"
+_CALIBRATED_ON = (
+    "dense models on Hopper and Blackwell; with experts, the hold-out error of their kernels is added"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,13 @@ class Calibration:
 
 
 def calibrated(
-    name: str, engine: Engine, device: DeviceSpec, beside: Path | None = None, tables: Tables | None = None
+    name: str,
+    engine: Engine,
+    device: DeviceSpec,
+    beside: Path | None = None,
+    tables: Tables | None = None,
+    *,
+    experts: bool = False,
 ) -> Calibration:
     """Return what prices an engine's steps on a device.
 
@@ -52,6 +61,7 @@ def calibrated(
     engine : whose kernels
     device : the shipped kernels are CUDA's: other makers' devices are priced by the bound, unless an artifact is named
     beside : file that a relative path starts from
+    experts : the model has routed experts, whose kernels add to the interval
     tables : from a flavor to the estimator of its measured tables, which the extra ``silicon`` holds
 
     Raises
@@ -76,7 +86,10 @@ def calibrated(
             notes=_kernels(Fitted(engine.flavor, artifact), engine, device),
         )
     host = replace(table.of(engine.flavor, architecture=device.architecture), request_s=0.0)
-    intervals = dict(table.intervals) if ours else {}
+    suffix = "_moe" if experts else ""
+    intervals = {
+        key: table.intervals[key + suffix] for key in _LATENCIES if ours and key + suffix in table.intervals
+    }
     notes = (*_kernels(Fitted(engine.flavor, artifact), engine, device), *_hosts(table, engine, device))
     return Calibration(chain, _stated(host, engine), intervals, (*notes, *_bands(intervals)))
 
@@ -116,6 +129,4 @@ def _bands(intervals: dict[str, tuple[float, float]]) -> tuple[str, ...]:
     parts = [
         f"mean {key.upper()} {low:.2f} to {high:.2f} times" for key, (low, high) in sorted(intervals.items())
     ]
-    return (
-        f"Nine of ten measured deployments had {' and '.join(parts)} the simulated one ({_CALIBRATED_ON}).",
-    )
+    return (f"Nine of ten measured runs had {' and '.join(parts)} the simulated one ({_CALIBRATED_ON}).",)

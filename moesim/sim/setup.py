@@ -77,7 +77,9 @@ def pool_parts(
     memory = memory_plan(scenario.model, topology, spec, deployment.precision, speculation)
     load, notes = routing_load(scenario, topology, spec)
     engine = spec.engine
-    known = calibrated(deployment.calibration, engine, topology.device, beside, tables)
+    known = calibrated(
+        deployment.calibration, engine, topology.device, beside, tables, experts=load is not None
+    )
     pricing = step_pricing(
         scenario.model, topology, spec, deployment.precision, load, speculation, known.chain
     )

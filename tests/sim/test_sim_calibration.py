@@ -45,7 +45,7 @@ def test_a_stated_step_overhead_takes_the_place_of_the_fitted_one() -> None:
 def test_versions_and_bands_are_told() -> None:
     plain = calibrated("shipped", Engine(), H100)
     assert any("fitted to vllm" in note and "0.24.0" in note for note in plain.notes)
-    assert any("Nine of ten measured deployments" in note for note in plain.notes)
+    assert any("Nine of ten measured runs" in note for note in plain.notes)
     assert not any("not 0.9.9" in note for note in plain.notes)
     other = calibrated("shipped", Engine(version="0.9.9"), H100)
     assert any("not 0.9.9" in note for note in other.notes)

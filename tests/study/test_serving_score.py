@@ -16,13 +16,14 @@ from moesim.study.serving.score import (
     Band,
     Sets,
     check_bands,
-    deployment_interval,
+    dense_interval,
     errors,
     interval_coverage,
     metrics,
     one_factor_left_out,
     report,
     throughput,
+    widened,
 )
 
 ROW = ServingRow(
@@ -83,38 +84,29 @@ def test_throughput_is_littles_law_on_means() -> None:
     assert throughput(ROW, 1.0, 0.01) == pytest.approx(8 * 101 / (1.0 + 100 * 0.01))
 
 
-def test_an_interval_covers_its_level_on_new_deployments() -> None:
+def test_an_interval_covers_its_level_on_new_runs_and_needs_enough_of_them() -> None:
     draws = np.random.default_rng(5)
 
-    def deployment() -> np.ndarray:
-        return draws.lognormal(draws.normal(0.1, 0.3), 0.1, int(draws.integers(1, 200)))
+    def pairs(count: int):
+        made = rows(count, model="Qwen/Qwen3-32B")
+        return [(r, Prediction(r.id, 1, r.tpot_s / float(np.exp(draws.normal(0, 0.2))))) for r in made]
 
-    inside = []
-    for _ in range(200):
-        low, high = deployment_interval([deployment() for _ in range(60)])
-        inside += [((new >= low) & (new <= high)).mean() for new in (deployment() for _ in range(20))]
-    assert 0.86 <= np.mean(inside) <= 0.92
-
-
-def test_a_deployment_counts_once_however_many_runs_it_has() -> None:
-    one = [np.full(1000, 3.0), *(np.array([1.0 + i / 100]) for i in range(39))]
-    assert deployment_interval(one)[1] < 3.0
-    two = [np.full(3, 3.0), np.full(3, 3.0), np.full(3, 3.0), *(np.array([1.0 + i / 100]) for i in range(37))]
-    assert deployment_interval(two)[1] == 3.0
-
-
-def test_too_few_deployments_make_no_interval() -> None:
+    low, high = dense_interval(pairs(2000), "tpot")
+    inside = [low <= r.tpot_s / p.tpot_s <= high for r, p in pairs(2000)]
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
     with pytest.raises(ValueError, match="too few"):
-        deployment_interval([np.ones(500)] * 9)
+        dense_interval(pairs(19), "tpot")
 
 
 def test_intervals_are_calibrated_on_dense_runs_alone() -> None:
-    dense = [replace(r, version=str(i // 2)) for i, r in enumerate(rows(60, model="Qwen/Qwen3-32B"))]
+    dense = rows(60, model="Qwen/Qwen3-32B")
     moe = [replace(r, id=f"m{r.id}", model="openai/gpt-oss-120b") for r in rows(10)]
     pairs = [(r, Prediction(r.id, 1, r.tpot_s / (0.9 + 0.2 * i / 60))) for i, r in enumerate(dense)]
     near = [(r, Prediction(r.id, 1, r.tpot_s)) for r in moe[:6]]
     far = [(r, Prediction(r.id, 1, r.tpot_s / 2)) for r in moe[6:]]
     assert interval_coverage([*pairs, *near, *far], "tpot")["value"] == pytest.approx(0.6)
+    wide = widened(dense_interval(pairs, "tpot"), (1.0, 2.0))
+    assert interval_coverage([*pairs, *near, *far], "tpot", wide)["value"] == pytest.approx(1.0)
 
 
 def test_sets_choose_rows_and_dense_ones_do_not_count_as_experts() -> None:

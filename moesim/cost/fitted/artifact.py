@@ -122,6 +122,25 @@ class Artifact:
     curves: dict[GroupKey, Curve]
     meta: dict[str, Any]
 
+    def interval(self, family: str) -> tuple[float, float]:
+        """Return (low, high) factors of a family's 90 % interval, medians over all groups and devices.
+
+        Raises
+        ------
+        DataMissing : the family was not fitted
+        """
+        ends = [
+            e
+            for key, g in self.groups.items()
+            if key[0] == family
+            for d in g.devices.values()
+            for e in d.interval
+        ]
+        if not ends:
+            raise DataMissing(f"no fitted kernels of family {family!r}")
+        low, high = np.median(np.array(ends), axis=0)
+        return float(low), float(high)
+
     def kernels(self, family: str, framework: str, dtype: str) -> tuple[str, ...]:
         """Return the kernels fitted for one engine and pair of types."""
         return tuple(k for f, w, d, k in self.groups if (f, w, d) == (family, framework, dtype))

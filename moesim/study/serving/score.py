@@ -27,7 +27,6 @@ __all__ = [
     "Sets",
     "check_bands",
     "dense_interval",
-    "deployment_interval",
     "errors",
     "interval_coverage",
     "load_bands",
@@ -36,6 +35,7 @@ __all__ = [
     "read_sets",
     "report",
     "throughput",
+    "widened",
     "worst_groups",
 ]
 
@@ -46,7 +46,6 @@ QUANTITIES: tuple[Quantity, ...] = ("tpot", "ttft")
 _FEW = 5
 """Groups below this many rows are listed, not ranked: a median of less says little."""
 _LEVEL = 0.90
-_OTHER_RUN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,32 +169,6 @@ def one_factor_left_out(pairs: Sequence[Pair], value: Quantity) -> tuple[FloatAr
     return np.array(predicted), np.array(measured)
 
 
-def deployment_interval(groups: Sequence[FloatArray], level: float = _LEVEL) -> tuple[float, float]:
-    """Return (low, high) factors on a prediction between which ``level`` of the measurements of a deployment lie.
-
-    Runs of one deployment err alike, so deployments are drawn, not runs: each counts once, however many runs it has.
-    The quantiles of so few deployments carry no small-sample correction.
-
-    Parameters
-    ----------
-    groups : measured over predicted of the runs of each deployment, each [n >= 1]
-
-    Raises
-    ------
-    ValueError : fewer deployments than the tails need
-    """
-    tail = (1 - level) / 2
-    if len(groups) * 2 * tail < 1:
-        raise ValueError(f"{len(groups)} deployments are too few for an interval of {level:.0%}")
-    ratios = np.concatenate(groups)
-    weights = np.concatenate([np.full(len(group), 1 / len(group)) for group in groups])
-    order = np.argsort(ratios, kind="stable")
-    share = np.cumsum(weights[order]) / weights.sum()
-    at = np.minimum(np.searchsorted(share, [tail, 1 - tail]), len(ratios) - 1)
-    low, high = ratios[order][at]
-    return float(low), float(high)
-
-
 def read_sets(path: Path) -> Sets:
     """Read the ids of the scoring sets from AIConfigurator's own predictions.
 
@@ -242,34 +215,41 @@ def metrics(
     return found
 
 
-def dense_interval(pairs: Iterable[Pair], value: Quantity) -> tuple[float, float]:
-    """Return the 90 % interval that dense deployments give, see ``deployment_interval``.
-
-    Deployments off by more than a factor of two in the median ran with other settings than the file states (prompts
-    cached, a broken engine): they say nothing of a prediction's error and take no part.
+def dense_interval(pairs: Iterable[Pair], value: Quantity, level: float = _LEVEL) -> tuple[float, float]:
+    """Return (low, high) factors on a prediction between which ``level`` of the dense runs were measured.
 
     Raises
     ------
-    ValueError : too few deployments
+    ValueError : fewer runs than the tails need
     """
-    groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for row, made in pairs:
-        if row.dense:
-            groups[*row.group, row.version].append(_of(row, value) / _of(made, value))
-    kept = [np.array(g) for g in groups.values() if 1 / _OTHER_RUN <= float(np.median(g)) <= _OTHER_RUN]
-    return deployment_interval(kept)
+    ratios = np.array([_of(row, value) / _of(made, value) for row, made in pairs if row.dense])
+    tail = (1 - level) / 2
+    if len(ratios) * tail < 1:
+        raise ValueError(f"{len(ratios)} dense runs are too few for an interval of {level:.0%}")
+    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    return float(low), float(high)
+
+
+def widened(interval: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """Return an interval with another source of error in it: logarithms of both add in quadrature, side by side.
+
+    >>> tuple(round(end, 3) for end in widened((0.8, 1.25), (1.0, 1.25)))
+    (0.8, 1.371)
+    """
+    ends = [np.hypot(np.log(a), np.log(b)) for a, b in zip(interval, other, strict=True)]
+    return float(np.exp(-ends[0])), float(np.exp(ends[1]))
 
 
 def interval_coverage(
     pairs: Sequence[Pair], value: Quantity, interval: tuple[float, float] | None = None
 ) -> dict[str, float]:
-    """Return how much of the MoE runs a 90 % interval calibrated on dense deployments covers: n, value, low, high.
+    """Return how much of the MoE runs a 90 % interval that no MoE run made covers: n, value, low, high.
 
     Calibration and scored runs share no model, so this is a test of transfer.
 
     Parameters
     ----------
-    interval : the one that ships; by default made from the dense runs among the pairs
+    interval : the one that ships for models with experts; by default that of the dense runs among the pairs
     """
     others = np.array([_of(r, value) / _of(p, value) for r, p in pairs if not r.dense])
     try:
@@ -347,7 +327,9 @@ def report(
     pairs = [(row, predictions[row.id]) for row in covered]
     values = QUANTITIES
     for value in values:
-        figures[f"interval_coverage_{value}"] = interval_coverage(pairs, value, (intervals or {}).get(value))
+        figures[f"interval_coverage_{value}"] = interval_coverage(
+            pairs, value, (intervals or {}).get(f"{value}_moe")
+        )
     figures["interval_coverage"] = figures["interval_coverage_tpot"]
     figures["coverage"] = {
         "n": float(len(first)),

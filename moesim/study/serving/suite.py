@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moesim.cost.fitted import shipped
 from moesim.cost.overheads import OverheadTable, load_overheads
 from moesim.files import write_atomic
 from moesim.study.serving.estimators import chains, stamp
@@ -14,7 +15,7 @@ from moesim.study.serving.hidden import speculation_of
 from moesim.study.serving.replay import Prediction, Replayer, replay_rows
 from moesim.study.serving.rows import ServingRow, distinct, read_rows
 from moesim.study.serving.scenario import routing_of
-from moesim.study.serving.score import QUANTITIES, Band, Sets, dense_interval, read_sets, report
+from moesim.study.serving.score import QUANTITIES, Band, Sets, dense_interval, read_sets, report, widened
 
 if TYPE_CHECKING:
     from moesim.study.serving.replay import Progress
@@ -100,7 +101,10 @@ def refit(target: Path, progress: Progress | None = None) -> OverheadTable:
     table = fit_overheads(rows, replay, stamp())
     made = replay(rows, table)
     pairs = [(row, made[row.id]) for row in rows if made[row.id].ok]
-    intervals = {value: dense_interval(pairs, value) for value in QUANTITIES}
+    intervals: dict[str, tuple[float, float]] = {}
+    for value in QUANTITIES:
+        intervals[value] = dense_interval(pairs, value)
+        intervals[f"{value}_moe"] = widened(intervals[value], shipped().interval("moe"))
     table = table.model_copy(update={"intervals": intervals})
     write_atomic(target, overheads_yaml(table))
     return table
