@@ -14,7 +14,7 @@ from moesim.files import catalog_root, read_yaml
 from moesim.spec.base import Source, Spec, validate
 from moesim.units import Seconds
 
-__all__ = ["Overhead", "OverheadRule", "OverheadTable", "load_overheads", "with_overhead"]
+__all__ = ["Overhead", "OverheadRule", "OverheadTable", "hidden", "load_overheads", "with_overhead"]
 
 _GRAPH_TOKENS = 512
 """Tokens of an attention rank's step that a captured graph holds, as in ``stepprice``."""
@@ -113,6 +113,11 @@ def load_overheads(path: Path | None = None) -> OverheadTable | None:
     if path is None and not where.is_file():
         return None
     return validate(OverheadTable, read_yaml(where, where.name))
+
+
+def hidden(overhead: Overhead) -> Overhead:
+    """Return the terms of an engine that prepares the next step while this one runs: only prefill's are seen."""
+    return replace(overhead, step_s=0.0, sequence_s=0.0)
 
 
 def with_overhead(pricing: StepPricing, overhead: Overhead) -> StepPricing:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moesim.cost.fitted import Fitted, Framework, chain_for, load_artifact, shipped
-from moesim.cost.overheads import Overhead, OverheadTable, load_overheads
+from moesim.cost.overheads import Overhead, OverheadTable, hidden, load_overheads
 from moesim.cost.roofline import Chain, Estimator
 from moesim.errors import DataMissing
 from moesim.spec.deployment import Engine
@@ -96,6 +96,8 @@ def calibrated(
 
 def _stated(host: Overhead, engine: Engine) -> Overhead:
     """Return the terms without the one that the scenario states itself (the tables already hold it)."""
+    if engine.async_scheduling:
+        host = hidden(host)
     return host if engine.step_overhead is None else replace(host, step_s=0.0)
 
 
@@ -115,6 +117,8 @@ def _hosts(table: OverheadTable, engine: Engine, device: DeviceSpec) -> tuple[st
     rule = table.rule(engine.flavor, architecture=device.architecture)
     if rule is None:
         return (f"No host time of {engine.flavor} was fitted: steps are kernels alone.",)
+    if engine.async_scheduling:
+        return (f"Host time of {engine.flavor} is hidden by asynchronous scheduling.",)
     terms = (
         f"Host time of {engine.flavor}: {rule.step * 1e6:.0f} us a step, {rule.sequence * 1e6:.1f} us a sequence, "
         f"fitted on {rule.rows} runs. Clients saw {rule.request * 1e3:.0f} ms more in TTFT, which is not added."

@@ -113,3 +113,10 @@ def test_a_pool_priced_with_tables_takes_measured_products_as_they_are() -> None
     with pytest.raises(DataMissing, match="need the extra"):
         pool_parts(scenario, "serve", pool)
     assert ms.simulate(ms.load("quickstart", sets=["deployment.calibration=tables", "run.requests=500"]))
+
+
+def test_asynchronous_scheduling_hides_the_host_but_not_what_prefill_costs() -> None:
+    known = calibrated("shipped", Engine(async_scheduling=True), H100)
+    assert known.host.step_s == known.host.sequence_s == 0
+    assert known.host.prefill == calibrated("shipped", Engine(), H100).host.prefill > 1
+    assert any("hidden by asynchronous scheduling" in note for note in known.notes)

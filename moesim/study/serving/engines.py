@@ -66,6 +66,8 @@ class EngineRule(Spec):
     block_tokens: PositiveInt | None = None
     moe_backend: Literal["auto", "trtllm", "cutlass", "deepgemm", "triton", "marlin"] = "auto"
     """Kernels of the experts, without attention data parallelism."""
+    async_scheduling: bool = False
+    """A step is chosen while the one before it runs, which hides the host's time (vLLM: default since 0.14)."""
     poll_steps: PositiveInt | Literal["by_concurrency"] = 1
     """Decode steps between two looks at the queue; ``by_concurrency``: 30 from 16 requests in flight on, else 10."""
     wait_steps: NonNegativeInt = 0
@@ -135,6 +137,7 @@ def engine_of(row: ServingRow, rule: EngineRule, shape: Shape, concurrency: int)
         max_num_seqs=sequences,
         max_num_batched_tokens=tokens,
         prefill_first=row.backend == "sglang",
+        async_scheduling=rule.async_scheduling,
         block_tokens=block,
         gpu_memory_utilization=rule.memory,
         max_model_len=row.isl + row.osl + _LENGTH_MARGIN,

@@ -15,7 +15,7 @@ from typing import Any
 import moesim
 from moesim.cost.load import RoutingLoad
 from moesim.cost.memory import MemoryPlan, memory_plan
-from moesim.cost.overheads import Overhead, OverheadTable, with_overhead
+from moesim.cost.overheads import Overhead, OverheadTable, hidden, with_overhead
 from moesim.cost.pricing import StepPricing
 from moesim.cost.roofline import Chain
 from moesim.cost.stepprice import step_pricing
@@ -207,7 +207,8 @@ class Replayer:
     ) -> PoolParts:
         pricing = self._pricing(row, members, scenario, name, pool)
         if self._overheads is not None:
-            pricing = with_overhead(pricing, self._overhead(row))
+            terms = self._overhead(row)
+            pricing = with_overhead(pricing, hidden(terms) if pool.engine.async_scheduling else terms)
         memory, notes = _memory(scenario, pool)
         speculation = scenario.deployment.speculation if name != "prefill" else None
         setup = PoolSetup(
