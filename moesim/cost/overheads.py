@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,14 +11,13 @@ import numpy as np
 from pydantic import Field
 
 from moesim.cost.pricing import OpInfo, StepPricing
+from moesim.cost.stepprice import GRAPH_TOKENS
 from moesim.files import catalog_root, read_yaml
 from moesim.spec.base import Source, Spec, validate
 from moesim.units import Seconds
 
 __all__ = ["Overhead", "OverheadRule", "OverheadTable", "hidden", "load_overheads", "with_overhead"]
 
-_GRAPH_TOKENS = 512
-"""Tokens of an attention rank's step that a captured graph holds, as in ``stepprice``."""
 _MIDDLE = "hopper"
 Client = Literal["inferencemax", "aiperf"]
 
@@ -109,10 +109,15 @@ def load_overheads(path: Path | None = None) -> OverheadTable | None:
     ------
     SpecError : the file is wrong, or a stated path is missing
     """
-    where = path or catalog_root() / "validation" / "fits" / "overheads.yaml"
-    if path is None and not where.is_file():
-        return None
-    return validate(OverheadTable, read_yaml(where, where.name))
+    if path is None:
+        return _shipped()
+    return validate(OverheadTable, read_yaml(path, path.name))
+
+
+@cache
+def _shipped() -> OverheadTable | None:
+    where = catalog_root() / "validation" / "fits" / "overheads.yaml"
+    return validate(OverheadTable, read_yaml(where, where.name)) if where.is_file() else None
 
 
 def hidden(overhead: Overhead) -> Overhead:
@@ -123,7 +128,7 @@ def hidden(overhead: Overhead) -> Overhead:
 def with_overhead(pricing: StepPricing, overhead: Overhead) -> StepPricing:
     """Return the tables with the host's time per step and per sampled sequence in them, and slower prefill steps."""
     rows = np.arange(pricing.head_s.shape[1]) * overhead.sequence_s
-    graph = _GRAPH_TOKENS
+    graph = GRAPH_TOKENS
     lane_s, group_s = pricing.lane_s.copy(), pricing.group_s.copy()
     lane_s[:, graph + 1 :] *= overhead.prefill
     group_s[:, pricing.lanes * graph + 1 :] *= overhead.prefill

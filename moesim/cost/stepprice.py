@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from moesim.spec.deployment import Engine, Pool, PrecisionChoice, Speculation
     from moesim.spec.topology import Topology
 
-__all__ = ["launch_of", "stage_shares", "step_pricing"]
+__all__ = ["GRAPH_TOKENS", "launch_of", "stage_shares", "step_pricing"]
 
-_GRAPH_TOKENS = 512
+GRAPH_TOKENS = 512
 """Largest batch that vLLM captures by default (``cudagraph_capture_sizes``: at most 512)."""
 
 
 def launch_of(topology: Topology, engine: Engine) -> Launch:
     """Return how the engine starts kernels on this device."""
     device = topology.device
-    captured = min(2 * engine.max_num_seqs, _GRAPH_TOKENS) if engine.cuda_graphs else -1
+    captured = min(2 * engine.max_num_seqs, GRAPH_TOKENS) if engine.cuda_graphs else -1
     return Launch(device.launch_latency, device.graph_launch_latency, captured)
 
 
