@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moesim.cost.layout import Layout, kv_heads_per_device, layer_counts
-from moesim.cost.ops import IntArray, Op, gemm, memory_op
+from moesim.cost.ops import Exchange, IntArray, Op, gemm, memory_op, scaled, transfer
 from moesim.cost.precision import Format, peak
 from moesim.cost.pricing import AttentionTerm
 from moesim.spec.model import GroupedQuery, LinearAttention, MultiLatent
@@ -139,6 +139,8 @@ def _gqa_ops(layout: Layout, tokens: IntArray, a: GroupedQuery, layers: int, suf
     act = wide.activation_bytes
     ops = _quantise(layout, tokens, d, weights, layers, f"qkv_quantise{suffix}")
     ops.append(gemm(f"qkv_proj{suffix}", "lane", tokens, columns, d, weights, layers, output_bytes=act))
+    if a.qk_norm_whole:
+        ops += _whole_norm(layout, tokens, queries + keys, layers, suffix)
     ops.append(memory_op(f"rope{suffix}", "lane", tokens, 2 * act * (queries + keys), wide.core, layers))
     if a.gate:
         ops.append(
@@ -146,6 +148,19 @@ def _gqa_ops(layout: Layout, tokens: IntArray, a: GroupedQuery, layers: int, suf
         )
     ops += _quantise(layout, tokens, heads * value, weights, layers, f"o_quantise{suffix}")
     ops.append(gemm(f"o_proj{suffix}", "lane", tokens, d, heads * value, weights, layers, output_bytes=act))
+    return ops
+
+
+def _whole_norm(layout: Layout, tokens: IntArray, width: int, layers: int, suffix: str) -> list[Op]:
+    """Return the norm of all heads of q and k at once: sums of squares, their all-reduce (fp32), and the scaling.
+
+    Norms of single heads are fused with the rotation in the engines and counted there. Source: vLLM, minimax_m2.py.
+    """
+    act, core = layout.formats.activation_bytes, layout.formats.core
+    ops = [memory_op(f"qk_norm{suffix}", "lane", tokens, 3 * act * width, core, layers, launches=2)]
+    if layout.tensor.ranks > 1:
+        sums = Exchange("all_reduce", layout.tensor, scaled(tokens, 2 * 4.0))
+        ops.append(transfer(f"qk_norm_all_reduce{suffix}", "lane", tokens, sums, core, layers))
     return ops
 
 

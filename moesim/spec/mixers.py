@@ -38,7 +38,8 @@ def _grouped_query(d: int, a: GroupedQuery) -> int:
     projected = queries + keys + values
     total = d * projected + a.heads * value * d + (projected if a.bias else 0) + (d if a.output_bias else 0)
     total += d * a.heads * value if a.gate else 0
-    total += a.head_dim * (1 if a.shares_kv else 2) if a.qk_norm else 0
+    if a.qk_norm:
+        total += queries + keys if a.qk_norm_whole else a.head_dim * (1 if a.shares_kv else 2)
     index = d * a.index_heads * a.index_head_dim + d * a.index_head_dim if a.index_heads else 0
     return total + (a.heads if a.sinks else 0) + index
 

@@ -47,6 +47,8 @@ class GroupedQuery(Spec):
     gate: bool = False
     """An output gate as wide as the queries (Qwen3-Next, Qwen3.5)."""
     qk_norm: bool = False
+    qk_norm_whole: bool = False
+    """The norm spans all heads of a token at once (MiniMax-M2, OLMoE): cut over devices, its sums are all-reduced."""
     sinks: bool = False
     """One learned sink per head (gpt-oss)."""
     shares_kv: bool = False

@@ -298,3 +298,22 @@ def test_active_parameters_of_the_examples():
     assert parameter_count(llama()).total == pytest.approx(8.03e9, rel=1e-3)
     assert parameter_count(mixtral()).total == pytest.approx(46.70e9, rel=1e-3)
     assert parameter_count(deepseek()).total == pytest.approx(671.03e9, rel=1e-3)
+
+
+def test_a_norm_over_all_heads_costs_a_reduction_of_sums_where_heads_are_cut() -> None:
+    plain = mixtral()
+    full = plain.attentions["full"].model_copy(update={"qk_norm": True, "qk_norm_whole": True})
+    whole = plain.model_copy(update={"attentions": {"full": full}})
+
+    def extra(tp):
+        return [op for op in lane_ops(layout(whole, tp=tp), ONE) if op.name.startswith("qk_norm")]
+
+    assert [op.name for op in extra(1)] == ["qk_norm"]
+    norm, reduced = extra(4)
+    assert reduced.exchange.pattern == "all_reduce"
+    assert reduced.exchange.size[0] == 8  # two fp32 sums per token, whatever the width
+    width = (full.heads + full.kv_heads) * full.head_dim / 4
+    assert norm.bytes[0] == pytest.approx(3 * 2 * width)
+    assert parameter_count(whole).total - parameter_count(plain).total == (
+        len(plain.blocks()) * (full.heads + full.kv_heads) * full.head_dim
+    )

@@ -62,6 +62,7 @@ def mixtral(c: Config, *, qk_norm: bool = False, bias: bool = False) -> Parts:
     }
     attention = {**grouped_query(c, qk_norm=qk_norm, bias=bias), "window": _sliding(c)}
     attention["output_bias"] = c.flag("attention_bias") and c.data.get("model_type") == "phimoe"
+    attention["qk_norm_whole"] = qk_norm and c.data.get("model_type") == "olmoe"
     c.skip("lm_head_bias")  # one value per word, nothing beside the head
     return Parts({"full": attention}, {"moe": ffn}, [("full", "moe")] * c.integer("num_hidden_layers"))
 
@@ -224,8 +225,9 @@ def minimax_m2(c: Config) -> Parts:
     shared = c.integer("shared_intermediate_size", default=0)
     if shared:
         experts |= {"shared_experts": 1, "shared_intermediate": shared}
-    c.skip("qk_norm_type", "rotary_dim", "attn_type_list", "mtp_transformer_layers")
+    c.skip("rotary_dim", "attn_type_list", "mtp_transformer_layers")
     attention = grouped_query(c, qk_norm=c.flag("use_qk_norm"))
+    attention["qk_norm_whole"] = attention["qk_norm"] and c.raw("qk_norm_type", default="") == "per_layer"
     drafts = c.integer("num_mtp_modules", default=0) if c.flag("use_mtp", default=True) else 0
     blocks = [("full", "moe")] * c.integer("num_hidden_layers")
     notes = [DRAFTS_UNKNOWN] if drafts else []
