@@ -333,7 +333,8 @@ def test_a_million_ops_take_about_a_second_of_computing(artifact: Artifact) -> N
         scale=np.tile(fit.forest.scale, 5),
     )
     assert wide.feature.shape[0] == 200
-    binned = np.random.default_rng(0).integers(0, 60, (29, 1_000_000)).astype(np.uint8)
+    binned = np.random.default_rng(0).integers(0, 60, (len(known.borders), 1_000_000)).astype(np.uint8)
+    wide.answer(binned[:, :200_000])  # compiled once
     start = time.process_time()
     wide.answer(binned)
-    assert time.process_time() - start < 2.5
+    assert time.process_time() - start < 0.8

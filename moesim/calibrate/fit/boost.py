@@ -103,22 +103,33 @@ def _grow(
     table = np.zeros((features, width, count.max() + 1, 2), np.float32)
     pull = np.empty(taken, np.float32)
     leaf = np.zeros(taken, np.int64)
+    upper = np.arange(taken)
+    seen = np.zeros((features, taken), np.uint8)
     for t in range(trees):
         _draw(order, taken, use, count, column_share)
+        for f in range(features):
+            if use[f]:
+                for i in range(taken):
+                    seen[f, i] = binned[f, order[i]]
         for i in range(taken):
             pull[i] = min(max(target[order[i]] - answer[order[i]], -clip), clip)
             leaf[i] = 0
+            upper[i] = i
+        many = taken
         for d in range(depth):
-            _fill(table, binned, order, taken, leaf, pull, use, d)
+            _fill(table, seen, upper[:many], leaf, pull, use, d)
             best, cut = _split(table, count, use, 1 << d, ridge)
             if best < 0:
                 break
             feature[t, d] = best
             border[t, d] = cut
-            row = binned[best]
+            row = seen[best]
+            many = 0
             for i in range(taken):
-                if row[order[i]] > cut:
+                if row[i] > cut:
                     leaf[i] |= 1 << d
+                    upper[many] = i
+                    many += 1
         _settle(leaves[t], leaf, pull, rate, ridge)
         _add(answer, binned, feature[t], border[t], leaves[t])
     return feature, border, leaves
@@ -159,25 +170,21 @@ def _add(answer: Any, binned: Any, feature: Any, border: Any, values: Any) -> No
 
 
 @nb.njit(cache=True)
-def _fill(
-    table: Any, binned: Any, order: Any, taken: Any, leaf: Any, pull: Any, use: Any, depth: Any
-) -> None:
+def _fill(table: Any, seen: Any, upper: Any, leaf: Any, pull: Any, use: Any, depth: Any) -> None:
     """Count rows and pulls by feature, leaf and bin. The lower half of a split is the whole less its upper half."""
     half = (1 << depth) >> 1
-    for f in range(binned.shape[0]):
+    for f in range(seen.shape[0]):
         if not use[f]:
             continue
-        row, here = binned[f], table[f]
+        row, here = seen[f], table[f]
         if depth == 0:
             here[0] = 0.0
         else:
             here[half : 2 * half] = 0.0
-        for i in range(taken):
-            x = leaf[i]
-            if x >= half:
-                b = row[order[i]]
-                here[x, b, 0] += pull[i]
-                here[x, b, 1] += 1.0
+        for i in upper:
+            x, b = leaf[i], row[i]
+            here[x, b, 0] += pull[i]
+            here[x, b, 1] += 1.0
         for x in range(half):
             for b in range(here.shape[1]):
                 here[x, b, 0] -= here[half + x, b, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +12,15 @@ import pandas as pd
 from moesim.calibrate.silicon.bounds import TYPES
 from moesim.calibrate.silicon.collectives import group_of
 from moesim.calibrate.silicon.families import FAMILIES, Imported, device_spec
+from moesim.calibrate.silicon.tables import version_key
 from moesim.cost.fitted import features
-from moesim.cost.fitted.features import Features, Machine
+from moesim.cost.fitted.features import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from moesim.cost.fitted.artifact import GroupKey
+    from moesim.cost.fitted.features import Features
     from moesim.cost.pricing import FloatArray
     from moesim.spec.hardware import Dtype
 
@@ -36,6 +38,9 @@ class GroupData:
     seconds, clock : [row]
     device, version : [row] names
     shape : [row] number of the shape that the row belongs to
+    current : [row] rows of the newest engine version of their shape: errors are those of these rows alone. Older
+        rows teach, and tell by their features that they are old. None: all rows are
+    age : by device, how many engine versions of the group are newer than its newest
     """
 
     key: GroupKey
@@ -45,6 +50,8 @@ class GroupData:
     device: npt.NDArray[np.str_]
     version: npt.NDArray[np.str_]
     shape: npt.NDArray[np.int64]
+    current: npt.NDArray[np.bool_] | None = None
+    age: dict[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -55,21 +62,28 @@ class GroupData:
         """Return the rows at ``where``."""
         return GroupData(
             self.key,
-            Features(self.features.matrix[:, where], self.features.bound[where]),
+            self.features.take(where),
             self.seconds[where],
             self.clock[where],
             self.device[where],
             self.version[where],
             self.shape[where],
+            None if self.current is None else self.current[where],
+            self.age,
         )
+
+    def tested(self) -> npt.NDArray[np.bool_]:
+        """Return [row] whether errors count the row."""
+        return np.ones(self.rows, dtype=np.bool_) if self.current is None else self.current
 
 
 def groups_of(imported: Imported) -> Iterator[GroupData]:
     """Yield the groups of one family, rows that beat physics left out."""
     family = FAMILIES[imported.family]
     rows = imported.rows[imported.rows["possible"]]
-    for names, part in rows.groupby(["framework", "dtype", "kernel"], observed=True):
+    for names, found_rows in rows.groupby(["framework", "dtype", "kernel"], observed=True):
         framework, dtype, kernel = map(str, names)
+        part = _aged(found_rows, family.shape)
         found = _features(imported.family, part, dtype)
         if found is None:
             continue
@@ -82,7 +96,18 @@ def groups_of(imported: Imported) -> Iterator[GroupData]:
             part["device"].astype(str).to_numpy(dtype=np.str_),
             part["version"].astype(str).to_numpy(dtype=np.str_),
             part.groupby(list(family.shape), observed=True).ngroup().to_numpy().astype(np.int64),
+            part["current"].to_numpy(dtype=np.bool_),
+            {str(n): int(age) for n, age in part.groupby("device", observed=True)["age"].min().items()},
         )
+
+
+def _aged(part: pd.DataFrame, shape: tuple[str, ...]) -> pd.DataFrame:
+    """Add ``age``, how many versions of the group are newer, and ``current``: none is of that shape and device."""
+    names = part["version"].astype(str)
+    rank = {v: i for i, v in enumerate(sorted(names.unique(), key=version_key, reverse=True))}
+    age = names.map(rank).astype(np.int64)
+    newest = age.groupby([part[c] for c in ("device", *shape)], observed=True).transform("min")
+    return part.assign(age=age, current=age == newest)
 
 
 def _machine(part: pd.DataFrame, dtype: Dtype) -> Machine | None:
@@ -125,6 +150,7 @@ def _moe(column: Callable[[str], FloatArray], _: pd.DataFrame, dtype: str, machi
     return features.moe_features(
         column("tokens"), column("rows"), column("touched"), column("hidden"), column("inner"), column("ups"),
         column("experts"), column("ep"), column("top_k"), column("skew"), form.value_bytes, form.input_bytes, machine,
+        column("age"),
     )  # fmt: skip
 
 

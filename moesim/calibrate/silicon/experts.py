@@ -208,6 +208,7 @@ def contradictions(rows: pd.DataFrame) -> tuple[Any, str]:
     cut = [
         "device",
         "framework",
+        "version",
         "dtype",
         "kernel",
         "hidden",
@@ -240,6 +241,7 @@ def mistuned(rows: pd.DataFrame) -> tuple[Any, str]:
     cut = [
         "device",
         "framework",
+        "version",
         "dtype",
         "kernel",
         "hidden",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from moesim.cost.fitted.baseline import base_of, shares_of
 from moesim.cost.fitted.curves import Curve
 from moesim.cost.fitted.trees import Forest, bins_of
 from moesim.errors import DataMissing
@@ -37,7 +38,8 @@ __all__ = [
 
 SHIPPED = "validation/fits/silicon"
 """Path in the catalog, without suffix."""
-_FORMAT = 1
+_FORMAT = 2
+_BLOCK = 131_072
 
 GroupKey = tuple[str, str, str, str]
 """(family, framework, dtype, kernel)."""
@@ -56,6 +58,8 @@ class DeviceFit:
     rows, versions : how many points it was fitted from, of which engine versions
     interval : see ``Interval``
     errors : hold-out errors by hold-out (``points``, ``shapes``), each ``{n, mape, median_ape, p90_ape, bias}``
+    work : weights of the features' terms (see ``baseline``); empty where they have none
+    age : how many engine versions of the group are newer than the newest one measured here
     """
 
     forest: Forest
@@ -64,6 +68,8 @@ class DeviceFit:
     versions: tuple[str, ...]
     interval: Interval
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    work: tuple[float, ...] = ()
+    age: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ class Group:
     regimes : borders of log2(bound / floor) between the regimes of the intervals
     errors : by left-out device, as in ``DeviceFit.errors``
     devices : by catalog name
+    work : as in ``DeviceFit``, of all devices
     """
 
     borders: tuple[npt.NDArray[np.float32], ...]
@@ -88,13 +95,24 @@ class Group:
     regimes: tuple[float, ...]
     errors: dict[str, dict[str, float]]
     devices: dict[str, DeviceFit]
+    work: tuple[float, ...] = ()
+
+    def age(self, device: str) -> int:
+        """Return the age of the engine version that answers for ``device``: 0 is the newest measured anywhere."""
+        known = self.devices.get(device)
+        return known.age if known else 0
 
     def seconds(self, features: Features, device: str, clock: float) -> FloatArray:
         """Return seconds per row; a device that was not measured gets what the others have in common."""
         known = self.devices.get(device)
         forest, cycles = (known.forest, known.floor_cycles) if known else (self.pooled, self.floor_cycles)
-        ratio = np.exp(forest.answer(bins_of(features.matrix, self.borders)))
-        return np.asarray(ratio * (cycles / clock + features.bound))
+        work = known.work if known else self.work
+        out = np.empty(features.bound.size)
+        for start in range(0, out.size, _BLOCK):  # memory is reused from block to block
+            part = features.take(slice(start, start + _BLOCK)) if out.size > _BLOCK else features
+            ratio = np.exp(forest.answer(bins_of(shares_of(part, work), self.borders)))
+            out[start : start + _BLOCK] = ratio * base_of(part, cycles, clock, work)
+        return out
 
     def bounds(self, features: Features, device: str, clock: float) -> tuple[FloatArray, FloatArray]:
         """Return (low, high) factors of the 90 % interval per row."""
@@ -188,6 +206,7 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
                 "interval": group.interval,
                 "regimes": group.regimes,
                 "errors": group.errors,
+                "work": group.work,
                 "devices": {
                     name: {
                         "forest": pack.forest(fit.forest),
@@ -196,6 +215,8 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
                         "versions": fit.versions,
                         "interval": fit.interval,
                         "errors": fit.errors,
+                        "work": fit.work,
+                        "age": fit.age,
                     }
                     for name, fit in sorted(group.devices.items())
                 },
@@ -248,10 +269,11 @@ def load_artifact(path: Path) -> Artifact:
             devices={
                 name: DeviceFit(
                     _forest(fit["forest"], data), fit["floor_cycles"], fit["rows"], tuple(fit["versions"]),
-                    _interval(fit["interval"]), fit["errors"],
+                    _interval(fit["interval"]), fit["errors"], tuple(fit["work"]), fit["age"],
                 )
                 for name, fit in entry["devices"].items()
             },
+            work=tuple(entry["work"]),
         )  # fmt: skip
     curves = {_key(entry): Curve.from_dict(entry) for entry in index["curves"]}
     return Artifact(groups, curves, index["meta"])

@@ -184,7 +184,7 @@ class Fitted:
         rows, touched = op.flop / (2 * values), op.weight_bytes / (values * form.value_bytes)
         features = moe_features(
             op.tokens.astype(np.float64), rows, touched, hidden, inner, ups, experts, ep, top_k,
-            np.array(self.skew), form.value_bytes, form.input_bytes, machine,
+            np.array(self.skew), form.value_bytes, form.input_bytes, machine, group.age(device.name),
         )  # fmt: skip
         return key, group, features
 

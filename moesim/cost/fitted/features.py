@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moesim.cost.pricing import FloatArray
     from moesim.spec.hardware import DeviceSpec, Dtype
 
@@ -29,6 +31,8 @@ __all__ = [
     "quantise_features",
 ]
 
+_BLOCK = 16384
+"""Rows at a time: temporaries stay in a core's cache."""
 _CLOCK = 1.9e9
 """Hz where the catalog states no boost clock: typical of data-centre cards since 2020 (1.4 to 2.5 GHz)."""
 
@@ -57,10 +61,17 @@ class Features(NamedTuple):
     ----------
     matrix : [feature, row] float32
     bound : [row] seconds
+    terms : [term, row] float32 seconds that a kernel's time is a weighted sum of, or None: see ``baseline``
     """
 
     matrix: np.ndarray
     bound: FloatArray
+    terms: np.ndarray | None = None
+
+    def take(self, where: np.ndarray | slice) -> Features:
+        """Return the rows at ``where``."""
+        terms = None if self.terms is None else self.terms[:, where]
+        return Features(self.matrix[:, where], self.bound[where], terms)
 
 
 def machine_of(device: DeviceSpec, dtype: Dtype) -> Machine | None:
@@ -81,7 +92,12 @@ def _waves(tiles: FloatArray, machine: Machine) -> list[FloatArray]:
     return [_log(waves), waves / np.maximum(np.ceil(waves), 1.0)]
 
 
-def _stack(columns: list[FloatArray], rows: int) -> np.ndarray:
+def _joined(parts: list[Features]) -> Features:
+    matrix, bound = (np.concatenate([p[i] for p in parts], axis=-1) for i in (0, 1))
+    return Features(matrix, bound, np.concatenate([p.terms for p in parts if p.terms is not None], axis=1))
+
+
+def _stack(columns: Sequence[float | FloatArray], rows: int) -> np.ndarray:
     return np.stack([np.broadcast_to(np.asarray(c, dtype=np.float32), (rows,)) for c in columns])
 
 
@@ -110,8 +126,11 @@ def gemm_features(
     m, n, k : [row] sizes
     value_bytes, input_bytes : bytes per weight and per activation that enters
     """
-    m, n, k = (np.asarray(x, dtype=np.float64) for x in (m, n, k))
-    m, n, k = np.broadcast_arrays(m, n, k)
+    m, n, k = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (m, n, k)))
+    if m.size > _BLOCK and np.ndim(machine.units) == 0:
+        starts = range(0, m.size, _BLOCK)
+        blocks = [(m[at : at + _BLOCK], n[at : at + _BLOCK], k[at : at + _BLOCK]) for at in starts]
+        return _joined([gemm_features(*block, value_bytes, input_bytes, machine) for block in blocks])
     flop = 2 * m * n * k
     size = n * k * value_bytes + m * k * input_bytes + 2 * m * n
     bound, roof = _roof(flop, size, machine)
@@ -121,7 +140,17 @@ def gemm_features(
     columns += [m / (np.ceil(m / q) * q) for q in (16, 64, 128, 256)]
     columns.append(n / (np.ceil(n / 128) * 128))
     columns.append(_log(np.ceil(m / 128) * np.ceil(n / 128) * k / machine.units))
-    return Features(_stack(columns, m.size), bound)
+    waves = np.ceil(np.ceil(m / 128) * np.ceil(n / 128) / machine.units)
+    active = np.minimum(machine.units, np.ceil(m / 128) * np.ceil(n / 64))
+    terms = [
+        1e4 / machine.clock, n * k * value_bytes / machine.bandwidth, m * k * input_bytes / machine.bandwidth,
+        2 * m * n / machine.bandwidth, flop / machine.rate,
+        waves * machine.units * (2 * 128 * 128) * k / machine.rate,
+        2 * np.ceil(m / 16) * 16 * np.ceil(n / 128) * 128 * k / machine.rate,
+        k / machine.clock, waves * k / machine.clock, waves * 1e3 / machine.clock,  # tiles wait for their loads
+        n * k * value_bytes / active / (32 * machine.clock),  # what a multiprocessor can load per cycle
+    ]  # fmt: skip
+    return Features(_stack(columns, m.size), bound, _stack(terms, m.size))
 
 
 def moe_work(
@@ -158,6 +187,7 @@ def moe_features(
     value_bytes: float,
     input_bytes: float,
     machine: Machine,
+    age: float | FloatArray = 0.0,
 ) -> Features:
     """Return features of fused expert layers on one rank.
 
@@ -167,9 +197,10 @@ def moe_features(
     rows, touched, hidden, inner, ups : as in ``moe_work``
     experts, ep, top_k : of the whole layer
     skew : exponent of the load's power law, 0 when balanced
+    age : how many measured engine versions are newer than the one that runs
     """
-    given = (tokens, rows, touched, hidden, inner, ups, experts, ep, top_k, skew)
-    tokens, rows, touched, hidden, inner, ups, experts, ep, top_k, skew = np.broadcast_arrays(
+    given = (tokens, rows, touched, hidden, inner, ups, experts, ep, top_k, skew, age)
+    tokens, rows, touched, hidden, inner, ups, experts, ep, top_k, skew, age = np.broadcast_arrays(
         *(np.asarray(x, dtype=np.float64) for x in given)
     )
     touched, rows = np.maximum(touched, 1.0), np.maximum(rows, 1.0)
@@ -196,8 +227,24 @@ def moe_features(
         _log(whole * machine.clock), _log(whole / bound), _log(tokens), _log(tokens * top_k / experts),
         _log(ups * inner), _log(inner), _log(hidden), _log(down_bytes), inner / (np.ceil(inner / 128) * 128),
         _log(experts / ep), _log(top_k), _log(experts), _log(rows),
+        _log(tokens * ep / experts), age,  # Triton's untuned kernels change tiles where tokens exceed held experts
     ]  # fmt: skip
-    return Features(_stack(columns, rows.size), bound)
+    old, pairs = age > 0, tokens * top_k
+    padded = [
+        2 * touched * np.ceil(each / tile) * tile * values * (ups + 1) / machine.rate for tile in (16, 64)
+    ]
+    foreign = [  # engines differ in what they do with rows of experts that live elsewhere
+        4 * pairs * hidden / machine.bandwidth,
+        (2 * ups + 4) * pairs * inner / machine.bandwidth,
+        2 * pairs * values * (ups + 1) / machine.rate,
+        pairs / machine.clock,
+    ]
+    terms = [
+        1e5 / machine.clock, (up_bytes + down_bytes) / machine.bandwidth, up + down, *padded, own,
+        100 * experts / ep / machine.clock, 4 * tokens * hidden / machine.bandwidth, *foreign,
+        *(old * term for term in foreign),
+    ]  # fmt: skip
+    return Features(_stack(columns, rows.size), bound, _stack(terms, rows.size))
 
 
 def attention_features(

@@ -21,6 +21,8 @@ _CHUNK = 65536
 """Rows at a time: the working set stays in a core's cache."""
 _FEW = 2048
 """Rows below which a binary search per value is quicker than one pass per border."""
+_MANY = 100_000
+"""Rows from which compiled code earns the time that loading it takes."""
 
 
 def bins_of(
@@ -44,6 +46,11 @@ def _count_below(
     column: npt.NDArray[np.float32], cuts: npt.NDArray[np.float32], out: npt.NDArray[np.uint8]
 ) -> None:
     """Count comparisons into ``out``: that streams through memory, where a binary search of each value would jump."""
+    if len(column) >= _MANY:
+        from moesim.cost.fitted.compiled import count_borders  # noqa: PLC0415 - numba takes long to load
+
+        count_borders(np.ascontiguousarray(column), cuts, out)
+        return
     for start in range(0, len(column), _CHUNK):
         part, count = column[start : start + _CHUNK], out[start : start + _CHUNK]
         above = np.empty(len(part), dtype=np.bool_)
@@ -99,6 +106,13 @@ class Forest:
             ]
             return np.concatenate(parts or [np.zeros(0)])
         total = np.zeros(rows, dtype=np.float32)
+        if rows >= _MANY:
+            from moesim.cost.fitted.compiled import add_trees  # noqa: PLC0415 - numba takes long to load
+
+            if self.feature.max(initial=0) >= len(binned):  # compiled code would read beyond
+                raise IndexError(f"{len(binned)} features: expected {self.feature.max() + 1}")
+            add_trees(binned, self.feature, self.border, worth, total)
+            return total.astype(np.float64)
         for start in range(0, rows, _CHUNK):
             stop = min(start + _CHUNK, rows)
             part = np.ascontiguousarray(binned[:, start:stop])
