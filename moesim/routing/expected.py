@@ -7,19 +7,17 @@ Throughout, ``q`` is the probability that a token uses an expert: it sums to ``k
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_ndtr
 
 from moesim.errors import SpecError
+from moesim.routing.gate import group_limited_ranks
 
 __all__ = [
     "expected_distinct",
     "expected_distinct_ranks",
     "inclusion",
-    "limit_groups",
     "plackett_luce_inclusion",
     "rank_shares",
     "straggler_factor",
@@ -29,11 +27,9 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_GATE_TOKENS = 1 << 16
-"""Simulated tokens behind a node-limited expectation: its standard error is below 0.003."""
-_EXACT_ROWS = 32
+EXACT_ROWS = 32
 """Rows (tokens x k) up to which the busiest rank is computed with the total held fixed exactly."""
-_DISCRETE_ROWS = 64
+DISCRETE_ROWS = 64
 """Mean rows of the fullest rank up to which loads are counted in whole rows."""
 
 
@@ -183,36 +179,7 @@ def expected_distinct_ranks(
     if top_groups == groups:
         misses = math.comb(experts - experts // ranks, top_k) / math.comb(experts, top_k)
         return ranks * (1 - misses)
-    return _group_limited_ranks(experts, top_k, ranks, groups, top_groups)
-
-
-@cache
-def _group_limited_ranks(experts: int, top_k: int, ranks: int, groups: int, top_groups: int) -> float:
-    generator = np.random.default_rng(20412)
-    total, step = 0, 1 << 13
-    for _ in range(_GATE_TOKENS // step):
-        chosen = limit_groups(generator.standard_normal((step, experts)), top_k, groups, top_groups) // (
-            experts // ranks
-        )
-        hit = np.zeros((step, ranks), dtype=bool)
-        np.put_along_axis(hit, chosen, values=True, axis=1)
-        total += int(hit.sum())
-    return total / _GATE_TOKENS
-
-
-def limit_groups(scores: FloatArray, top_k: int, groups: int, top_groups: int) -> IntArray:
-    """Return the top_k experts of the best groups, [..., k] in no order, from scores [..., E].
-
-    A group's score is the sum of its two highest experts (of its only one, if it has one).
-    """
-    grouped = scores.reshape(*scores.shape[:-1], groups, -1)
-    best = min(2, grouped.shape[-1])
-    group_score = np.partition(grouped, -best, axis=-1)[..., -best:].sum(axis=-1)
-    keep = np.argpartition(group_score, -top_groups, axis=-1)[..., -top_groups:]
-    allowed = np.zeros(group_score.shape, dtype=bool)
-    np.put_along_axis(allowed, keep, values=True, axis=-1)
-    masked = np.where(allowed[..., None], grouped, -np.inf).reshape(scores.shape)
-    return np.asarray(np.argpartition(masked, -top_k, axis=-1)[..., -top_k:])
+    return group_limited_ranks(experts, top_k, ranks, groups, top_groups)
 
 
 def rank_shares(experts: int, placement: int | npt.ArrayLike) -> FloatArray:
@@ -302,9 +269,9 @@ def _busiest(q: FloatArray, k: int, tokens: int, shares: FloatArray) -> float:
     """E max of rank loads in rows."""
     mean = tokens * (q @ shares)
     whole = bool(np.all((shares == 0) | (shares == 1)))
-    if not whole or mean.max() > _DISCRETE_ROWS:
+    if not whole or mean.max() > DISCRETE_ROWS:
         return _busiest_normal(q, tokens, shares)
-    if tokens * k <= _EXACT_ROWS:
+    if tokens * k <= EXACT_ROWS:
         found = _busiest_exact(q, tokens * k, tokens, shares)
     else:
         found = _busiest_local(q, tokens * k, tokens, shares)
@@ -316,6 +283,8 @@ def _busiest(q: FloatArray, k: int, tokens: int, shares: FloatArray) -> float:
 
 
 def _busiest_normal(q: FloatArray, tokens: int, shares: FloatArray) -> float:
+    from scipy.special import log_ndtr  # noqa: PLC0415 - 0.2 s, paid only where ranks differ
+
     mean = tokens * (q @ shares)
     part = q[:, None] * shares  # an expert split over ranks sends each row to one of them at random
     own = (part * (1 - part)).sum(axis=0) * len(q) / max(len(q) - 1, 1)

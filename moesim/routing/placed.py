@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import SpecError
-from moesim.routing.expected import inclusion, limit_groups
+from moesim.routing.expected import inclusion
+from moesim.routing.gate import limit_groups
 
 if TYPE_CHECKING:
     from moesim.routing.trace import RoutingTrace

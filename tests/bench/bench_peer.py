@@ -26,10 +26,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("estimate", "simulate")
+
+
+class Answer(NamedTuple):
+    """Mean seconds to the first token and per token, or why there are none."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    error: str = ""
+
 
 PEER = """
 import contextlib, io, json, logging, sys, time
@@ -102,12 +111,11 @@ def estimator() -> Callable[[Any], Any]:
     from moesim.plan.parallelism.price import Memo, price_cut
     from moesim.plan.parallelism.steady import serve_curve
     from moesim.sim.calibration import calibrated
-    from moesim.study.serving.replay import Prediction
     from moesim.study.serving.scenario import scenario_of
 
     table, prices, loads, memos = load_overheads(), {}, {}, {}
 
-    def one(row: Any) -> Prediction:
+    def one(row: Any) -> Answer:
         scenario = scenario_of(row)
         pool, topology = scenario.deployment.serve, scenario.topology()
         engine, cut = pool.engine, pool.parallelism
@@ -132,17 +140,17 @@ def estimator() -> Callable[[Any], Any]:
         lane = max(1.0, row.concurrency / cut.dp)
         curve = serve_curve(prices[key], demand, engine, max(2, round(lane)))
         if not len(curve.rate):
-            return Prediction(row.id, error="no steady state")
+            return Answer(error="no steady state")
         tpot, ttft = (float(np.interp(lane, curve.sequences, values)) for values in (curve.tpot, curve.ttft))
-        return Prediction(row.id, ttft_s=ttft + host.request_s, tpot_s=tpot)
+        return Answer(ttft + host.request_s, tpot)
 
-    def safe(row: Any) -> Prediction:
+    def safe(row: Any) -> Answer:
         from moesim.errors import MoesimError
 
         try:
             return one(row)
         except MoesimError as error:
-            return Prediction(row.id, error=str(error))
+            return Answer(error=str(error))
 
     return safe
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moesim import api
+from moesim.cost.load import RoutingLoad
 from moesim.cost.overheads import Overhead, with_overhead
 from moesim.cost.pricing import GRID, AttentionTerm
 from moesim.cost.stepprice import step_pricing
@@ -94,13 +95,23 @@ def test_loads_are_the_simulators(deepseek):
     want = routing_load(deepseek, deepseek.topology(), pool)[0]
     got = Loads(deepseek.model, deepseek.topology(), deepseek.routing, 2048).of(cut)
     assert got.keys() == want.keys()
+    every = np.arange(1, 2049)
     for name, load in got.items():
-        np.testing.assert_allclose(load.distinct[1:2049], want[name].distinct[1:2049], rtol=0.01)
-        np.testing.assert_allclose(load.straggler[1:2049], want[name].straggler[1:2049], rtol=0.03)
+        distinct, straggler = (np.interp(every, load.knots, c) for c in (load.distinct, load.straggler))
+        np.testing.assert_allclose(distinct, want[name].distinct[every], rtol=0.01)
+        np.testing.assert_allclose(straggler, want[name].straggler[every], rtol=0.03)
+        plain = RoutingLoad(np.r_[0.0, distinct], np.r_[1.0, straggler], 1.0, 1.0, None, load.slots_per_rank)
+        for ranks in (1, 8):
+            assert load.rows(every, 8, ranks).tolist() == plain.rows(every, 8, ranks).tolist()
+            assert load.touched(every, 256, ranks).tolist() == plain.touched(every, 256, ranks).tolist()
+        with pytest.raises(SpecError, match="end at 2048 tokens, a step has 2049"):
+            load.rows(np.array([2049]), 8, 8)
         assert (load.ranks_per_token, load.nodes_per_token) == (
             want[name].ranks_per_token,
             want[name].nodes_per_token,
         )
+    with pytest.raises(SpecError, match="rising token count"):
+        RoutingLoad(np.array([0.0, 1.0]), np.ones(2), 1.0, 1.0, knots=np.array([0, 0]))
 
 
 def test_attention_is_what_its_terms_say():

@@ -13,12 +13,12 @@ from moesim.routing.expected import (
     expected_distinct,
     expected_distinct_ranks,
     inclusion,
-    limit_groups,
     plackett_luce_inclusion,
     rank_shares,
     straggler_factor,
     zipf_weights,
 )
+from moesim.routing.gate import limit_groups
 
 WEIGHTS = st.lists(st.floats(0.05, 1.0), min_size=4, max_size=24)
 

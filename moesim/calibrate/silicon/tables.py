@@ -10,13 +10,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
-import pyarrow.parquet as pq
-
 from moesim.errors import DataMissing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pandas as pd
 
 __all__ = [
     "DEVICES",
@@ -99,6 +98,8 @@ def raw_tables(name: str, folder: str = "*", framework: str = "*") -> Iterator[R
     ------
     DataMissing : the extra is not installed, or it has no such table
     """
+    import pyarrow.parquet as pq
+
     root = systems_folder() / "data"
     paths = sorted(root.glob(f"{folder}/*/{framework}/*/{name}_perf.parquet"))
     if not paths:

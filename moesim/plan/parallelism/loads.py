@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.cost.load import RoutingLoad
+from moesim.routing.alike import straggler_alike
 from moesim.routing.expected import expected_distinct, expected_distinct_ranks, rank_shares, straggler_factor
 from moesim.routing.placed import distinct_bins, slot_bins
 from moesim.routing.popularity import layer_popularity
@@ -25,7 +26,7 @@ _NODES = 28
 class Loads:
     """Routing loads by cut, experts in contiguous blocks over the ranks; curves are linear between token counts.
 
-    The straggler factor takes a second or so per number of ranks, so it is kept.
+    The straggler factor of experts of unlike popularity takes a second or so per number of ranks, so it is kept.
     """
 
     def __init__(
@@ -49,15 +50,17 @@ class Loads:
             return known
         popularity = layer_popularity(self.routing, ffn.experts, ffn.top_k)
         placement = np.arange(ffn.experts) * ranks // ffn.experts
-        every = np.arange(self.longest + 1)
         straggler = np.ones(len(self.tokens))
-        if ranks > 1:
+        if ranks > 1 and ffn.experts % ranks == 0 and np.ptp(popularity) == 0:
+            straggler = straggler_alike(ffn.experts, ffn.top_k, self.tokens, ranks)
+        elif ranks > 1:
             straggler = straggler_factor(
                 popularity, ffn.top_k, self.tokens, rank_shares(ffn.experts, placement)
             )
         made = RoutingLoad(
-            distinct=np.interp(every, self.tokens, expected_distinct(popularity, ffn.top_k, self.tokens)),
-            straggler=np.interp(every, self.tokens, straggler),
+            distinct=expected_distinct(popularity, ffn.top_k, self.tokens),
+            straggler=straggler,
+            knots=self.tokens,
             ranks_per_token=_bins(ffn, ranks),
             nodes_per_token=_bins(ffn, nodes),
             slots_per_rank=-(-ffn.experts // ranks),

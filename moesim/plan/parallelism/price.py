@@ -17,7 +17,7 @@ from moesim.cost.layout import Layout
 from moesim.cost.lowering import group_ops, head_ops, hop_ops, lane_ops
 from moesim.cost.overheads import Overhead
 from moesim.cost.pricing import AttentionTerm
-from moesim.cost.roofline import Chain, Launch, Place
+from moesim.cost.roofline import Chain, Place
 from moesim.cost.stepprice import launch_of, stage_shares
 from moesim.plan.parallelism.attention import attention_seconds
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moesim.cost.attention import AttentionShape
     from moesim.cost.load import RoutingLoad
     from moesim.cost.ops import Op
+    from moesim.cost.roofline import Launch
     from moesim.plan.parallelism.demand import Demand
     from moesim.spec.deployment import Engine, Parallelism, PrecisionChoice
     from moesim.spec.hardware import DeviceSpec
@@ -156,26 +157,25 @@ def price_cut(
     layout = Layout.of(model, topology, cut, precision, engine.expert_exchange)
     known, host = memo or Memo(Chain(), topology.device), overhead or Overhead()
     launch, reach = launch_of(topology, engine), widest or engine
-    # seconds at one count do not depend on the others: all counts are asked for with and without a graph
-    single = Launch(launch.eager_s, launch.graph_s, -1)
-    captured = Launch(launch.eager_s, launch.graph_s, _EVERY)
     edges = [*_EDGES, launch.graph_tokens]
     top = reach.max_num_batched_tokens
     lane, group = _nodes(top, edges), _nodes(cut.dp * top, [cut.dp * e for e in edges])
     head = _nodes(reach.max_num_seqs + 1, [])
 
     def seconds(ops: list[Op], counts: npt.NDArray[np.int64], lanes: int = 1) -> FloatArray:
+        # a graph holds so many tokens of each lane; an op of all lanes counts the tokens of all
+        started = replace(launch, graph_tokens=max(lanes * launch.graph_tokens, -1))
         total = np.zeros(len(counts))
         for op in ops:
-            in_graph = counts <= lanes * launch.graph_tokens
-            total += np.where(in_graph, known.seconds(op, captured), known.seconds(op, single))
+            total += known.seconds(op, started)
         return total
 
     lane_s = seconds(lane_ops(layout, lane), lane)
     group_s = seconds(group_ops(layout, group, loads), group, cut.dp)
     lane_s[lane > _GRAPH_TOKENS] *= host.prefill
     group_s[group > cut.dp * _GRAPH_TOKENS] *= host.prefill
-    decoding = captured if launch.graph_tokens >= 0 else single
+    # attention asks only whether decode steps replay a graph: all graphs are one key of the memo
+    decoding = replace(launch, graph_tokens=_EVERY if launch.graph_tokens >= 0 else -1)
     terms = tuple(
         _slower(known.attention(shape, decoding), host.prefill) for shape in attention_shapes(layout)
     )

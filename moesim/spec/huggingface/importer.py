@@ -88,7 +88,7 @@ def load_config(path: Path, name: str | None = None) -> ModelSpec:
     ------
     SpecError : see ``import_config``; also for a file that is not a JSON object
     """
-    return import_model(path, name)[0]
+    return _imported(path, name)[0]
 
 
 def import_model(path: Path, name: str | None = None) -> tuple[ModelSpec, str]:
@@ -103,12 +103,17 @@ def import_model(path: Path, name: str | None = None) -> tuple[ModelSpec, str]:
     ------
     SpecError : see ``load_config``
     """
+    spec, data = _imported(path, name)
+    return spec, dump_yaml(data)
+
+
+def _imported(path: Path, name: str | None) -> tuple[ModelSpec, dict[str, Any]]:
     where = str(path)
     config = _json(path, where)
     companion = path.with_name(path.name.removesuffix("config.json") + "hf_quant_config.json")
     quant = _json(companion, str(companion)) if companion.is_file() and companion != path else None
     data = import_config(config, name or _name(path), where, quant)
-    return validate(ModelSpec, Document(data, where)), dump_yaml(data)
+    return validate(ModelSpec, Document(data, where)), data
 
 
 def _name(path: Path) -> str:

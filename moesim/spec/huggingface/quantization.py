@@ -55,6 +55,8 @@ class _Scheme:
     plain: str
     default: tuple[str, str] | None = None
     excluded: frozenset[str] = frozenset()
+    heads: frozenset[str] = frozenset()
+    """First words of the excluded names."""
     patterns: tuple[re.Pattern[str], ...] = ()
     listed: dict[str, tuple[str, str]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class _Scheme:
                     return found
         if self.default is None or (self.only and group not in self.only):
             return plain
-        excluded = any(path in self.excluded for name in names for path in _subpaths(name))
+        excluded = any(path in self.excluded for name in names for path in _subpaths(name, self.heads))
         if excluded or any(pattern.match(name) for pattern in self.patterns for name in names):
             return plain
         return self.default
@@ -139,7 +141,8 @@ def _scheme(config: dict[str, Any], plain: str, where: str) -> _Scheme:
     names = [name if name.startswith("re:") else _PREFIX.sub("", name) for name in names]
     wild = [name for name in names if name.startswith("re:") or any(mark in name for mark in "*?[")]
     scheme.excluded = frozenset(names) - frozenset(wild)
-    scheme.patterns = tuple(_pattern(name, where) for name in wild)
+    scheme.heads = frozenset(name.split(".", 1)[0] for name in scheme.excluded)
+    scheme.patterns = _patterns(wild, where)
     scheme.kv_cache = _kv_cache(config, where)
     if "quant_algo" in config or (method == "modelopt" and "config_groups" not in config):
         _modelopt(config, scheme, where)
@@ -252,20 +255,29 @@ def _mapping(value: Any, field: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _subpaths(name: str) -> Iterator[str]:
-    """Yield every run of whole words of a dotted name: an exclusion names a module or one that holds it."""
+def _subpaths(name: str, heads: frozenset[str]) -> Iterator[str]:
+    """Yield runs of whole words of a dotted name that start with one of ``heads``.
+
+    An exclusion names a module or one that holds it.
+    """
     words = name.split(".")
-    for start in range(len(words)):
-        for end in range(start + 1, len(words) + 1):
-            yield ".".join(words[start:end])
+    for start, word in enumerate(words):
+        if word in heads:
+            for end in range(start + 1, len(words) + 1):
+                yield ".".join(words[start:end])
+
+
+def _patterns(names: list[str], where: str) -> tuple[re.Pattern[str], ...]:
+    """Compile exclusions: all wildcards to one expression, each regular expression (``re:``) alone."""
+    wild = [name for name in names if not name.startswith("re:")]
+    both = [fnmatch.translate(text) for name in wild for text in (name, f"{name}.*")]
+    alone = tuple(_pattern(name, where) for name in names if name.startswith("re:"))
+    return (*([re.compile("|".join(both))] if both else []), *alone)
 
 
 def _pattern(text: str, where: str) -> re.Pattern[str]:
-    """Compile an exclusion with wildcards, or a regular expression marked ``re:``."""
     try:
-        if text.startswith("re:"):
-            return re.compile(text[3:])
-        return re.compile(f"{fnmatch.translate(text)}|{fnmatch.translate(text + '.*')}")
+        return re.compile(text[3:])
     except re.error:
         raise SpecError(
             Problem(where, 0, "quantization_config", repr(text), "expected a regular expression")

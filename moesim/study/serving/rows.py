@@ -28,8 +28,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from moesim.calibrate.silicon.tables import systems_folder
 from moesim.errors import SpecError
 
@@ -164,6 +162,8 @@ def read_rows(path: Path | None = None) -> tuple[ServingRow, ...]:
 
 @cache
 def _read(path: Path) -> tuple[ServingRow, ...]:
+    import pandas as pd  # noqa: PLC0415 - 0.4 s, paid only when the file is read
+
     frame = pd.read_csv(path)
     missing = [name for name in _COLUMNS if name not in frame.columns]
     if missing:
@@ -256,7 +256,7 @@ def _agg_shape(record: dict[Any, Any], source: str, model: str, total: int) -> t
         if total and dp > 1 and batch * dp != total:
             batch = math.ceil(total / dp)
             fixes.append("batch")
-    if moe_tp * ep > tp * dp and pd.isna(record["attention_dp_size"]) and (moe_tp * ep) % tp == 0:
+    if moe_tp * ep > tp * dp and _missing(record["attention_dp_size"]) and (moe_tp * ep) % tp == 0:
         dp = moe_tp * ep // tp
         fixes.append("attention_dp")
     if moe_tp * ep != tp * dp:
@@ -287,7 +287,7 @@ def _worker(record: dict[Any, Any], phase: str) -> Shape | None:
         "batch_size",
     )
     values = [record.get(f"{phase}_{name}") for name in names]
-    if any(pd.isna(values[index]) for index in (0, 5, 6)):
+    if any(_missing(values[index]) for index in (0, 5, 6)):
         return None
     tp, pp, dp, moe_tp, ep, workers, batch = (_degree(value) for value in values)
     return Shape(tp, pp, dp, moe_tp, ep, workers, batch)
@@ -320,8 +320,13 @@ def _concurrency(source: str) -> int:
 
 
 def _degree(value: Any) -> int:
-    return 1 if pd.isna(value) or int(value) == 0 else int(value)
+    return 1 if _missing(value) or int(value) == 0 else int(value)
+
+
+def _missing(value: Any) -> bool:
+    """Return whether a cell of the file is empty."""
+    return value is None or value != value  # noqa: PLR0124 - only NaN differs from itself
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or pd.isna(value) else str(value)
+    return "" if value is None or _missing(value) else str(value)

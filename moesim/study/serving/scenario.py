@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from moesim.calibrate.silicon.tables import systems_folder
 from moesim.errors import DataMissing, SpecError
 from moesim.spec.deployment import Deployment, Parallelism, Pool, PrecisionChoice, Run, Speculation
-from moesim.spec.huggingface import import_model
+from moesim.spec.huggingface import load_config
 from moesim.spec.model import ModelSpec, MoeFfn
 from moesim.spec.routing import RoutingSpec
 from moesim.spec.scenario import ScenarioSpec
@@ -130,7 +130,7 @@ def model_of(config: str) -> ModelSpec:
     path = Path(systems_folder()).parent / "model_configs" / f"{config}_config.json"
     if not path.is_file():
         raise DataMissing(f"the installed extra has no config {config}")
-    return import_model(path)[0]
+    return load_config(path)
 
 
 @cache
