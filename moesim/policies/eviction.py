@@ -164,9 +164,10 @@ class Random(EvictionRule):
 
 
 class Belady(EvictionRule):
-    """The one whose next use is farthest leaves: the fewest misses there can be with experts of equal size.
+    """The one whose next use is farthest leaves: the fewest fetches there can be with experts of equal size.
 
-    With ``admission: better`` an expert used later than all others is not kept at all: the fewest fetches.
+    That is with ``admission: better``, where an expert used later than all others is not kept at all; with
+    ``always`` it is the fewest of what must keep every fetched expert, if requests are single experts.
     """
 
     keep: ClassVar[Rule] = staticmethod(_belady)

@@ -71,6 +71,8 @@ class State(NamedTuple):
     admission: int
     p: Any
     seed: int
+    events: Any
+    noted: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +88,8 @@ class Replay:
     staged : most bytes beyond a part's capacity while a request was served: room its buffers need
     before : bytes there at the start
     held : 0 absent, 1 low, 2 full precision at the end, int8 [key]
+    events : int32 [event, 3]: request, key, precision that came (1 low, 2 full) or 0 where it left, in order; empty
+        unless asked for. What a guess moves is noted at the request whose end set it off
     """
 
     accesses: Accesses
@@ -100,6 +104,7 @@ class Replay:
     staged: float
     before: float
     held: npt.NDArray[np.int8]
+    events: npt.NDArray[np.int32]
 
     def share(self, outcome: Outcome = Outcome.HIT) -> float:
         """Return the share of uses with this outcome."""
@@ -150,6 +155,7 @@ def replay(
     history: FloatArray | None = None,
     cold: bool = False,
     forget: bool = False,
+    log: bool = False,
 ) -> Replay:
     """Play ``accesses`` through ``cache``.
 
@@ -164,6 +170,7 @@ def replay(
     history : activations of recorded sequences for a rule that matches them, as ``activations`` returns
     cold : the cache is emptied where a sequence starts, but for pinned experts
     forget : rules forget counts where a sequence starts
+    log : note every arrival and departure
 
     Raises
     ------
@@ -185,7 +192,9 @@ def replay(
     recorded = history if eviction.matched and history is not None else np.zeros((0, 1, 1))
     unit, share = _recorded(recorded, accesses)
     requests, first = _requests(accesses, cache, act, cold=cold)
-    state = _state(cache, accesses, eviction, first)
+    guessed_at_most = 0 if guesses is None else len(guesses.keys)
+    room = 2 * (len(accesses.keys) + guessed_at_most + len(cache.size)) if log else 0
+    state = _state(cache, accesses, eviction, first, room)
     outcome, moved, guessed, staged = run(
         requests,
         state,
@@ -210,6 +219,7 @@ def replay(
         staged=float(staged),
         before=float(cache.used().sum()),
         held=state.held,
+        events=state.events[: int(state.noted[0])],
     )
 
 
@@ -231,7 +241,7 @@ def _requests(
     ), first
 
 
-def _state(cache: Cache, accesses: Accesses, eviction: EvictionRule, first: FloatArray) -> State:
+def _state(cache: Cache, accesses: Accesses, eviction: EvictionRule, first: FloatArray, room: int) -> State:
     keys = len(cache.size)
     parts = len(cache.capacity)
     widest = int(np.bincount(cache.part, minlength=parts).max()) * cache.experts
@@ -259,6 +269,8 @@ def _state(cache: Cache, accesses: Accesses, eviction: EvictionRule, first: Floa
         admission=ADMISSIONS[eviction.admission],
         p=eviction.parameters(),
         seed=int(eviction.model_dump().get("seed", 0)),
+        events=np.zeros((room, 3), dtype=np.int32),
+        noted=np.zeros(1, dtype=np.int64),
     )
 
 

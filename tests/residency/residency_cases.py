@@ -27,7 +27,9 @@ def make_accesses(sets, layers=1, experts=None, layer=None, fresh=None):
 
 def uniform_stream(count, experts, seed=0):
     """One expert per request, independent and uniform."""
-    return make_accesses([[int(e)] for e in np.random.default_rng(seed).integers(0, experts, count)], 1, experts)
+    return make_accesses(
+        [[int(e)] for e in np.random.default_rng(seed).integers(0, experts, count)], 1, experts
+    )
 
 
 def fewest_fetches(sets, capacity, *, keep_new):

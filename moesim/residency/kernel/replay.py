@@ -84,7 +84,16 @@ def _victim(s, g, n, r, now, at, mode):
 
 
 @nb.njit(cache=True)
-def _leave(s, g, n, k):
+def _note(s, r, k, width):
+    if len(s.events) > 0:
+        n = s.noted[0]
+        s.events[n, 0], s.events[n, 1], s.events[n, 2] = r, k, width
+        s.noted[0] = n + 1
+
+
+@nb.njit(cache=True)
+def _leave(s, g, n, k, r):
+    _note(s, r, k, 0)
     j = s.place[k]
     moved = s.slots[g, n - 1]
     s.slots[g, j] = moved
@@ -155,7 +164,7 @@ def replay(a, s, guess_keys, guess_start, lead, unit, share, cold, forget):
                         if s.pinned[k]:
                             j += 1
                             continue
-                        gone = _leave(s, q, filled[q], k)
+                        gone = _leave(s, q, filled[q], k, r)
                         filled[q] -= 1
                         used[q] -= gone
                         total -= gone
@@ -197,7 +206,7 @@ def replay(a, s, guess_keys, guess_start, lead, unit, share, cold, forget):
                 outcome[i] = 4
                 continue
             if s.held[k] == 1:  # a copy of few bits makes way for the full one
-                gone = _leave(s, g, filled[g], k)
+                gone = _leave(s, g, filled[g], k, r)
                 filled[g] -= 1
                 used[g] -= gone
                 total -= gone
@@ -205,6 +214,7 @@ def replay(a, s, guess_keys, guess_start, lead, unit, share, cold, forget):
             outcome[i] = 1 if act == 0 else 2
             s.held[k] = 2 if act == 0 else 1
             s.stamp[k] = r
+            _note(s, r, k, s.held[k])
             came = s.size[k] if act == 0 else s.small[k]
             s.slots[g, filled[g]] = k
             s.place[k] = filled[g]
@@ -220,7 +230,7 @@ def replay(a, s, guess_keys, guess_start, lead, unit, share, cold, forget):
                 k = _victim(s, g, filled[g], r, now, at, 0)
             if k < 0:
                 break
-            gone = _leave(s, g, filled[g], k)
+            gone = _leave(s, g, filled[g], k, r)
             filled[g] -= 1
             used[g] -= gone
             total -= gone
@@ -240,7 +250,7 @@ def replay(a, s, guess_keys, guess_start, lead, unit, share, cold, forget):
                         if out < 0:
                             room = False
                             break
-                        gone = _leave(s, q, filled[q], out)
+                        gone = _leave(s, q, filled[q], out, r)
                         filled[q] -= 1
                         used[q] -= gone
                         total -= gone
@@ -248,6 +258,7 @@ def replay(a, s, guess_keys, guess_start, lead, unit, share, cold, forget):
                     if not room:
                         continue
                     s.held[k] = 2
+                    _note(s, r, k, 2)
                     s.slots[q, filled[q]] = k
                     s.place[k] = filled[q]
                     filled[q] += 1
