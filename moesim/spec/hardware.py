@@ -12,6 +12,7 @@ from moesim.units import Bytes, Flops, Hertz, LinkRate, MemoryRate, Seconds, Usd
 __all__ = [
     "ClusterSpec",
     "Compute",
+    "Dataflow",
     "DeviceSpec",
     "Dtype",
     "Fabric",
@@ -79,6 +80,17 @@ class Price(Spec):
     """When the price was seen."""
 
 
+class Dataflow(Spec):
+    """What a device reaches that streams a whole operator graph as one kernel (RDU), as its maker states it."""
+
+    fused_bandwidth: float = Field(gt=0, le=1)
+    """Share of the main memory's bandwidth inside a fused kernel."""
+    unfused_bandwidth: float = Field(gt=0, le=1)
+    """The same with one kernel per operator, results going through main memory."""
+    fused_units: float = Field(gt=0, le=1)
+    """Share of the compute units that a fused decoder layer occupies."""
+
+
 class DeviceSpec(Spec):
     """One accelerator, socket or edge SoC."""
 
@@ -97,6 +109,8 @@ class DeviceSpec(Spec):
     """Time to start one kernel from the host when the queue is not empty."""
     graph_launch_latency: Seconds = 0.0
     """Time between kernels inside a captured graph (or hardware-orchestrated schedule)."""
+    dataflow: Dataflow | None = None
+    """For a device that fuses operators in space; none: every operator is a kernel."""
     power: Power | None = None
     price: Price = Price()
     sources: tuple[Source, ...] = Field(min_length=1)
@@ -171,6 +185,8 @@ class NodeSpec(Spec):
     link: Link
     host: Host
     network: Network | None = None
+    tier_copy: dict[str, MemoryRate] = Field(default_factory=dict)
+    """Measured rate of copies from a device tier into main memory, all devices of the node together, by tier."""
     price: Price = Price()
     """Of the whole node."""
     sources: tuple[Source, ...] = Field(min_length=1)
