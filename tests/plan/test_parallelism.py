@@ -332,3 +332,12 @@ def test_a_prompt_longer_than_a_lane_s_cache_is_refused(mixtral):
     refused = []
     assert not priced_cuts(p, refused.append)
     assert all(o.status in {"does not fit", "not allowed"} for o in refused)
+
+
+def test_every_public_name_is_there():
+    import moesim.plan.parallelism as package
+
+    for name in package.__all__:
+        assert callable(getattr(package, name)), name
+    with pytest.raises(AttributeError):
+        _ = package.nothing

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from moesim.plan.parallelism.axes import Axes, Cut, cuts
     from moesim.plan.parallelism.demand import Demand, demand_of
     from moesim.plan.parallelism.export import LaunchFlags, sglang_flags, vllm_flags
-    from moesim.plan.parallelism.finalists import Finalist, Measured, finalists, simulated
+    from moesim.plan.parallelism.final import Finalist, Measured, finalists, simulated
     from moesim.plan.parallelism.options import Option, ParallelismProblem, Table, option_table, priced_cuts
     from moesim.plan.parallelism.solve import Deployed, plan_parallelism
     from moesim.plan.parallelism.split import Split, best_split
@@ -53,7 +53,7 @@ _HOMES = {
         "sglang_flags",
         "vllm_flags",
     ),
-    "finalists": (
+    "final": (
         "Finalist",
         "Measured",
         "finalists",

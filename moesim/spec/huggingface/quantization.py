@@ -18,8 +18,6 @@ from moesim.files import nearest
 from moesim.spec.huggingface.modules import model_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from moesim.spec.huggingface.parts import Parts
 
 __all__ = ["read_weights"]
@@ -54,9 +52,8 @@ class _Scheme:
 
     plain: str
     default: tuple[str, str] | None = None
-    excluded: frozenset[str] = frozenset()
-    heads: frozenset[str] = frozenset()
-    """First words of the excluded names."""
+    excluded: dict[str | None, Any] = field(default_factory=dict)
+    """Names of modules as a tree of their words; a name ends at ``None``."""
     patterns: tuple[re.Pattern[str], ...] = ()
     listed: dict[str, tuple[str, str]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
@@ -67,14 +64,15 @@ class _Scheme:
     def of(self, names: tuple[str, ...], group: str) -> tuple[str, str]:
         """Return (storage, arithmetic) of the module that has one of ``names``."""
         plain = (self.plain, self.plain)
-        for name in names:
+        for name in names if self.listed else ():
             for end in range(len(parts := name.split(".")), 1, -1):
                 if (found := self.listed.get(".".join(parts[:end]))) is not None:
                     return found
         if self.default is None or (self.only and group not in self.only):
             return plain
-        excluded = any(path in self.excluded for name in names for path in _subpaths(name, self.heads))
-        if excluded or any(pattern.match(name) for pattern in self.patterns for name in names):
+        if any(_names_part(self.excluded, name) for name in names) or any(
+            pattern.match(name) for pattern in self.patterns for name in names
+        ):
             return plain
         return self.default
 
@@ -140,8 +138,7 @@ def _scheme(config: dict[str, Any], plain: str, where: str) -> _Scheme:
     names = [str(name) for entries in lists for name in entries]
     names = [name if name.startswith("re:") else _PREFIX.sub("", name) for name in names]
     wild = [name for name in names if name.startswith("re:") or any(mark in name for mark in "*?[")]
-    scheme.excluded = frozenset(names) - frozenset(wild)
-    scheme.heads = frozenset(name.split(".", 1)[0] for name in scheme.excluded)
+    scheme.excluded = _tree(set(names) - set(wild))
     scheme.patterns = _patterns(wild, where)
     scheme.kv_cache = _kv_cache(config, where)
     if "quant_algo" in config or (method == "modelopt" and "config_groups" not in config):
@@ -255,16 +252,28 @@ def _mapping(value: Any, field: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _subpaths(name: str, heads: frozenset[str]) -> Iterator[str]:
-    """Yield runs of whole words of a dotted name that start with one of ``heads``.
+def _tree(names: set[str]) -> dict[str | None, Any]:
+    tree: dict[str | None, Any] = {}
+    for name in names:
+        node = tree
+        for word in name.split("."):
+            node = node.setdefault(word, {})
+        node[None] = {}
+    return tree
 
-    An exclusion names a module or one that holds it.
-    """
+
+def _names_part(tree: dict[str | None, Any], name: str) -> bool:
+    """Return whether whole words of a dotted name are in the tree: an exclusion names a module or one that holds it."""
     words = name.split(".")
     for start, word in enumerate(words):
-        if word in heads:
-            for end in range(start + 1, len(words) + 1):
-                yield ".".join(words[start:end])
+        node = tree.get(word)
+        for following in words[start + 1 :]:
+            if node is None or None in node:
+                break
+            node = node.get(following)
+        if node is not None and None in node:
+            return True
+    return False
 
 
 def _patterns(names: list[str], where: str) -> tuple[re.Pattern[str], ...]:
