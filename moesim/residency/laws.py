@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -109,7 +110,7 @@ def lru_includes(misses: Mapping[float, int]) -> None:
     It holds where every part can hold a whole request.
     """
     order = sorted(misses)
-    for small, large in zip(order, order[1:], strict=False):
+    for small, large in itertools.pairwise(order):
         if misses[large] > misses[small]:
             _broken(
                 "lru_includes",
