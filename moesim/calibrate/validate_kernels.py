@@ -105,7 +105,7 @@ def run(
     bound: bool = False,  # noqa: ARG001
     progress: Callable[[float, str], None] | None = None,  # noqa: ARG001
 ) -> dict[str, Any]:
-    """Return ``{suite, rows, covered, metrics, groups, bands}`` of the shipped fits' own hold-outs.
+    """Return ``{suite, rows, covered, metrics, groups, bands, ...}`` of the shipped fits' own hold-outs.
 
     Parameters
     ----------
@@ -128,6 +128,10 @@ def run(
         "metrics": metrics,
         "groups": groups,
         "imports": imports,
+        "terms": sorted(
+            {k[0] for k, g in artifact.groups.items() if any(f.work for f in g.devices.values())}
+        ),
+        "by_shape": sorted(name for name, entry in imports.items() if entry.get("intervals") == "shapes"),
         "bands": [_checked(band, metrics) for band in bands],
     }
 
@@ -149,10 +153,12 @@ def markdown(answer: dict[str, Any]) -> str:
         "shapes (all rows of one (n, k), or one (hidden, intermediate, experts, top-k), or one (heads, kv heads,",
         "head size, window)), `device` all rows of one device. Collectives: every second size, and each device.",
         "Experts: rows of older engine versions teach too, marked as old; held-out shapes are left out of all,",
-        "and errors count the newest version of each shape and device alone. Intervals weigh each shape the same.",
-        "Chosen after looking at hold-out errors: physical terms below the trees (products, experts), older versions",
-        "as teachers, tokens over held experts as a feature, sizes of forests, how far the tails of intervals shrink",
-        "with few shapes. Hold-out figures are therefore a little kinder than a fresh set of shapes would be.",
+        "and errors count the newest version of each shape and device alone.",
+        f"Physical terms below the trees: {', '.join(answer['terms']) or 'none'}.",
+        f"Intervals that weigh each shape the same: {', '.join(answer['by_shape']) or 'none'}; elsewhere each row.",
+        "Chosen after looking at hold-out errors: those terms and weights, older versions as teachers, tokens over",
+        "held experts as a feature, sizes of forests, how far the tails of intervals shrink with few shapes. Hold-out",
+        "figures are therefore a little kinder than a fresh set of shapes would be.",
         "",
         "| metric | rows | MAPE | median | P90 | bias | worst group |",
         "|---|--:|--:|--:|--:|--:|--:|",

@@ -96,8 +96,12 @@ def test_the_tables_name_every_reason_and_the_worst_groups() -> None:
             "metrics": kernel_metrics(groups),
             "groups": groups,
             "imports": artifact().meta["imports"],
+            "terms": ["moe"],
+            "by_shape": [],
         }
     )
+    assert "Physical terms below the trees: moe." in found
+    assert "Intervals that weigh each shape the same: none; elsewhere each row." in found
     assert "| gemm_shapes | 200 | 5.0 | 2.5 | 10.0 | -1.7 | 6.0 |" in found
     assert "| gemm | vllm | - / 4.0 / 8.0 | - / 6.0 / - |" in found
     assert "| gemm | none | 90 |" in found

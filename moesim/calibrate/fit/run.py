@@ -52,7 +52,7 @@ def fit_family(name: str, *, holdouts: bool = True) -> Artifact:
             groups[data.key] = fit_group(data, holdouts=holdouts)
     meta = {
         "source": f"aiconfigurator-core {package_version()} (NVIDIA, Apache-2.0), systems/data",
-        "imports": {name: imported.report.as_dict()},
+        "imports": {name: imported.report.as_dict() | {"intervals": "shapes"}},
     }
     return Artifact(groups, curves, meta)
 
