@@ -18,6 +18,7 @@ from moesim.policies.eviction import (
     EVICTIONS,
     ActivationAware,
     Belady,
+    Facts,
     FrequencyDistance,
     Lfru,
     Lfu,
@@ -32,6 +33,7 @@ from moesim.policies.miss import Act
 from moesim.policies.prefetch import Oracle, PathPredictor
 from moesim.residency.accesses import batch_accesses, guesses_of, token_accesses
 from moesim.residency.cache import layer_cache, shared_cache
+from moesim.residency.kernel import CODES, value
 from moesim.residency.laws import belady_is_never_beaten, check, lru_includes
 from moesim.residency.replay import Outcome, activations, replay
 
@@ -68,6 +70,15 @@ def requests(draw, most=4):
 
 def test_every_rule_is_tried():
     assert {r.policy for r in RULES} == set(EVICTIONS)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.policy}-{r.admission}")
+def test_compiled_scores_are_the_rules(rule):
+    generator = np.random.default_rng(2)
+    for _ in range(50):
+        facts = Facts(*(generator.random(10) * 9 + 1))
+        compiled = value(CODES[rule.policy], rule.parameters(), *facts)
+        assert compiled == type(rule).keep(facts, rule.parameters())
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.policy}-{r.admission}")
