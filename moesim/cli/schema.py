@@ -14,7 +14,7 @@ from moesim.errors import SpecError
 
 __all__ = ["schema"]
 
-_KINDS = ("device", "node", "cluster", "model", "traffic", "routing", "placement", "scenario")
+_KINDS = ("device", "node", "cluster", "model", "traffic", "routing", "placement", "composition", "scenario")
 
 
 def _complete(incomplete: str) -> list[str]:

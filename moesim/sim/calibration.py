@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from moesim.cost.fitted import Fitted, Framework, chain_for, load_artifact, shipped
+from moesim.cost.fitted import Fitted, Framework, chain_for, shipped
+from moesim.cost.fitted.own import own_artifact
 from moesim.cost.overheads import Overhead, OverheadTable, hidden, load_overheads
 from moesim.cost.roofline import Chain, Estimator
 from moesim.errors import DataMissing
@@ -72,7 +73,11 @@ def calibrated(
     cuda = device.vendor == _MEASURED_VENDOR
     if name == "none" or (ours and not cuda):
         return Calibration(host=_stated(Overhead(), engine))
-    artifact = shipped() if ours else load_artifact(Path(beside.parent if beside else "", name))
+    artifact = (
+        shipped()
+        if ours
+        else own_artifact(Path(beside.parent if beside else "", name), engine.flavor, device.name)
+    )
     chain = chain_for(engine.flavor, artifact, engine.moe_backend)
     if name == "tables":
         if tables is None:

@@ -255,7 +255,7 @@ MISTAKES = (
     Mistake(
         "unknown kind of file",
         "modle: no such kind of file, did you mean 'model'? (known: device, node, cluster, model, traffic, routing, "
-        "scenario)",
+        "placement, composition, scenario)",
         args=("schema", "modle"),
     ),
     Mistake(

@@ -78,7 +78,7 @@ def test_text_names_proof_baselines_and_progress(small: Path) -> None:
     answer = command("plan", "small.yaml", "--no-report", "--verify")
     assert answer.code == 0, answer.err
     for words in (
-        "balance: 1.",
+        "balance: 1",
         "busiest rank over mean rank",
         "EPLB pooled",
         "bound",

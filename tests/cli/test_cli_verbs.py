@@ -16,7 +16,7 @@ import pytest
 from call import command
 
 from moesim.results import DEFINITIONS
-from moesim.scenario import load
+from moesim.scenario import KINDS, load
 
 
 def shell(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -212,8 +212,7 @@ def test_schema(toy: Path) -> None:
     assert json.loads(command("schema", "scenario").out)["title"] == "moesim scenario file"
     answer = command("schema", "--all", "schemas", "--json")
     assert sorted(json.loads(answer.out)["written"]) == sorted(
-        f"schemas/{kind}.schema.json"
-        for kind in ("device", "node", "cluster", "model", "traffic", "routing", "scenario")
+        f"schemas/{kind}.schema.json" for kind in KINDS
     )
     assert command("schema").code == 2
 

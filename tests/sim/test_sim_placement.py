@@ -24,7 +24,7 @@ SETS = [
     "deployment.serve.engine.max_num_batched_tokens=512", "model=deepseek-v2-lite", "cluster=dgx-h100-x1",
     "traffic={from: poisson-1k1k, arrivals: {kind: poisson, rate: 40 request/s}}",
     "run={requests: 200, warmup_requests: 0, cooldown_requests: 0}", "routing=null",
-    "deployment.serve.replicas=1", "deployment.serve.engine.max_model_len=null",
+    "deployment.serve.replicas=1", "deployment.serve.engine.max_model_len=null", "deployment.calibration=none",
 ]  # fmt: skip
 """64 experts in 26 layers, top 6, on 8 ranks."""
 
@@ -111,7 +111,7 @@ def test_a_balanced_placement_makes_steps_shorter() -> None:
     worst = placed(base, np.argsort(-share, axis=1))  # the hottest experts share a rank
     times = [ms.summary(ms.simulate(s))["tpot_s"]["mean"] for s in (balanced, contiguous, worst)]
     assert times[0] < times[1] < times[2]
-    assert times[2] / times[0] > 1.02
+    assert times[2] / times[0] > 1.01
 
 
 def test_few_layers_and_powers_of_two_stand_for_all() -> None:

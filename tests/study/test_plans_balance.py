@@ -24,7 +24,7 @@ SETS = [
     "deployment.serve.engine.max_num_batched_tokens=512", "model=deepseek-v2-lite", "cluster=dgx-h100-x1",
     "traffic={from: poisson-1k1k, arrivals: {kind: poisson, rate: 40 request/s}}",
     "run={requests: 60, warmup_requests: 0, cooldown_requests: 0}",
-    "deployment.serve.replicas=1", "deployment.serve.engine.max_model_len=null",
+    "deployment.serve.replicas=1", "deployment.serve.engine.max_model_len=null", "deployment.calibration=none",
 ]  # fmt: skip
 """64 experts in 26 layers, top 6, on 8 ranks."""
 EXPERT = 3 * 2048 * 1408 * 2.0  # DeepSeek-V2-Lite in bf16
