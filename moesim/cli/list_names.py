@@ -23,6 +23,7 @@ _PLURALS: dict[str, Kind] = {
     "models": "model",
     "traffic": "traffic",
     "routing": "routing",
+    "compositions": "composition",
     "scenarios": "scenario",
 }
 
@@ -175,6 +176,19 @@ def _routing(name: str) -> dict[str, Any]:
     }
 
 
+def _composition(name: str) -> dict[str, Any]:
+    from moesim.spec.base import load_spec
+    from moesim.spec.composition import CompositionSpec
+
+    found = load_spec(CompositionSpec, name, "composition")
+    return {
+        "experts": found.count,
+        "models": ", ".join(found.models()) or "by size",
+        "categories": len(found.categories),
+        "router": found.router.model if found.router else None,
+    }
+
+
 def _scenario(name: str) -> dict[str, Any]:
     from moesim.scenario import load, variant_names
 
@@ -194,5 +208,6 @@ _FACTS: dict[Kind, Callable[[str], dict[str, Any]]] = {
     "model": _model,
     "traffic": _traffic,
     "routing": _routing,
+    "composition": _composition,
     "scenario": _scenario,
 }

@@ -21,6 +21,7 @@ SUITES: dict[str, str] = {
     "silicon-kernels": "moesim.calibrate.validate_kernels:run",
     "silicon-serving": "moesim.study.serving.suite:run",
     "vllm-rtx": "moesim.study.recorded.vllm_rtx:run",
+    "tiers": "moesim.study.recorded.tiers:run",
     "h20-h800": "moesim.study.recorded.h20_h800:run",
     "local-cpu": "moesim.calibrate.local.suite:run_cpu",
     "local-gpu": "moesim.calibrate.local.suite:run_gpu",

@@ -7,7 +7,7 @@ runs operator by operator, so both sides of a comparison come from one formula.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -40,6 +40,7 @@ __all__ = [
     "execution_of",
     "kernel_calls",
     "kernel_traffic",
+    "kernels_per_decoder",
     "monarch_stages",
     "operational_intensity",
     "pass_seconds",
@@ -48,6 +49,9 @@ __all__ = [
 
 Orchestration = Literal["software", "hardware"]
 """Who starts the next kernel: the host (program load, argument load, execute), or a schedule on the device."""
+
+_OUTER = frozenset({"embedding", "embedding_all_reduce", "final_norm"})
+"""Ops of a pass that belong to no decoder layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,12 @@ def kernel_calls(layout: Layout, *, fused: bool) -> int:
     return sum(op.launches * op.layers for op in ops) + len(layout.model.blocks())
 
 
+def kernels_per_decoder(layout: Layout) -> float:
+    """Return kernels of one decoder layer without fusion, its attention and collectives included; fused it is 1."""
+    ops = [op for op in lane_ops(layout, np.ones(1, dtype=np.int64)) if op.name not in _OUTER]
+    return sum(op.launches * op.layers for op in ops) / len(layout.model.blocks()) + 1.0
+
+
 def pass_seconds(
     layout: Layout,
     execution: Execution,
@@ -217,9 +227,9 @@ def pass_seconds(
 ) -> FloatArray:
     """Return the seconds of one pass through a dense model, shape of the broadcast arguments.
 
-    Fused, a layer takes the longer of its arithmetic and of reading weights, cache and its borders; unfused, every
-    op takes the longer of its own two, and results go through memory. Collectives and launches come on top: they
-    are latency at the sizes of decoding.
+    Fused, a layer takes the longest of its arithmetic, of reading weights, cache and its borders, and of what its
+    collectives send, which stream through the kernel (arXiv 2405.07518); unfused, every op takes the longer of its own
+    two, results go through memory, and collectives wait. Latencies and launches come on top.
 
     Parameters
     ----------
@@ -242,23 +252,26 @@ def pass_seconds(
     # rows of the head: one per sequence
     tail = head_ops(layout, np.minimum(seqs.ravel(), rows.ravel()).astype(np.int64))
     attention = _attention(layout, rows.ravel(), keys.ravel(), seqs.ravel())
-    moved = sum((_wire(op) for op in (*decoder, *tail)), np.zeros(counts.shape))
-    inner = [op for op in decoder if op.layers > 1 or len(layout.model.blocks()) == 1]
+    wire = sum((_wire(op) for op in (*decoder, *tail)), np.zeros(counts.shape))
+    hops = sum((_wire(op, small=True) for op in (*decoder, *tail)), np.zeros(counts.shape))
+    inner = [op for op in decoder if op.name not in _OUTER]
+    dtype = next(op.dtype for op in decoder if op.kind == "gemm")
     if execution.fused:
         outer = [op for op in (*decoder, *tail) if op not in inner]
         # every device reads and writes the hidden rows at the border of each layer
         border = 4.0 * layout.model.hidden * counts * len(layout.model.blocks())
         flop = sum((op.flop * op.layers for op in inner), np.zeros(counts.shape)) + attention[0]
         held = sum((op.weight_bytes * op.layers for op in inner), np.zeros(counts.shape)) + attention[1]
-        busy = _longer(execution, device, flop, held + border, decoder[1].dtype)
+        busy = _longer(execution, device, flop, held + border, dtype)
+        busy = np.maximum(busy, wire - hops) + hops
         busy = busy + sum((_op_seconds(execution, device, op) for op in outer), np.zeros(counts.shape))
     else:
-        busy = _longer(execution, device, attention[0], attention[1], decoder[1].dtype)
+        busy = wire + _longer(execution, device, attention[0], attention[1], dtype)
         busy = busy + sum(
             (_op_seconds(execution, device, op) for op in (*decoder, *tail)), np.zeros(counts.shape)
         )
     calls = kernel_calls(layout, fused=execution.fused)
-    seconds = np.where(counts > 0, busy + moved + calls * execution.launch_s, 0.0)
+    seconds = np.where(counts > 0, busy + calls * execution.launch_s, 0.0)
     return np.asarray(seconds.reshape(rows.shape), dtype=np.float64)
 
 
@@ -329,7 +342,9 @@ def _op_seconds(execution: Execution, device: DeviceSpec, op: Op) -> FloatArray:
     return op.layers * _longer(execution, device, op.flop, op.bytes, op.dtype)
 
 
-def _wire(op: Op) -> FloatArray:
+def _wire(op: Op, *, small: bool = False) -> FloatArray:
+    """Return the seconds of a collective, or of its latency alone."""
     if op.exchange is None:
         return np.zeros(op.flop.shape)
-    return op.layers * exchange_seconds(op.exchange)
+    exchange = replace(op.exchange, size=np.minimum(op.exchange.size, 1.0)) if small else op.exchange
+    return op.layers * exchange_seconds(exchange)

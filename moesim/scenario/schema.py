@@ -10,6 +10,7 @@ from moesim.errors import SpecError
 from moesim.files import Kind, nearest
 from moesim.scenario.references import SLOTS
 from moesim.spec.base import Spec
+from moesim.spec.composition import CompositionSpec
 from moesim.spec.hardware import ClusterSpec, DeviceSpec, NodeSpec
 from moesim.spec.model import ModelSpec
 from moesim.spec.placement import PlacementSpec
@@ -27,6 +28,7 @@ KINDS: dict[Kind, type[Spec]] = {
     "traffic": TrafficSpec,
     "routing": RoutingSpec,
     "placement": PlacementSpec,
+    "composition": CompositionSpec,
     "scenario": ScenarioSpec,
 }
 """The spec of each kind of file, by the value of its ``kind:`` key."""

@@ -54,6 +54,8 @@ class ComposedExpert(Spec):
     """Catalog name or path of the model; empty where ``bytes`` and a measured run say all."""
     bytes: Bytes | None = None
     """Stored weights of one copy; none: the model's."""
+    segment: Bytes = 0.0
+    """What one copy declares in the backing tier beside its weights: caches, program."""
     copies: PositiveInt = 1
     """Different checkpoints of this size, each an expert of its own."""
     share: NonNegativeFloat = 1.0

@@ -127,6 +127,7 @@ def composition_setup(
     models = composition.models(beside)
     names: list[str] = []
     size: list[float] = []
+    stored: list[float] = []
     share: list[float] = []
     prices: list[RunPrice] = []
     parent: list[str] = []
@@ -139,6 +140,7 @@ def composition_setup(
         for copy, part in enumerate(weights / weights.sum()):
             names.append(expert.name if expert.copies == 1 else f"{expert.name} #{copy + 1}")
             size.append(one)
+            stored.append(one + expert.segment)
             share.append(expert.share * part)
             prices.append(price)
             parent.append(expert.after)
@@ -163,7 +165,7 @@ def composition_setup(
             f"{names[worst]}: {format_quantity(sizes[worst], 'B')} of weights, the node has {have} for experts"
         )
     probability = _passing(total, parents)
-    held = _held(sizes, probability, capacity, topology, serving)
+    held = _held(np.array(stored), probability, capacity, topology, serving)
     return CompositionSetup(
         names=tuple(names), size=sizes, share=total, probability=probability, parent=parents,
         category_share=categories, category_expert=choice, price=tuple(prices), router=router,
@@ -182,14 +184,24 @@ def _price(
         return RunPrice(lambda _prompt, _output, batch: run.fixed + run.per_prompt * batch)
     if model is None:
         raise SpecError("run: without a model expected a measured run")
-    devices = topology.devices_per_node
-    layout = Layout.of(model, topology, Parallelism(tp=devices))
+    layout = _layout(model, topology)
     execution = _execution(topology, serving)
     return RunPrice(
         lambda prompt, output, batch: (
             run.start + run_seconds(layout, execution, topology.device, prompt, output, batch)
         )
     )
+
+
+def _layout(model: ModelSpec, topology: Topology) -> Layout:
+    """Cut the model over the whole node, or over the most of its devices that divide the heads."""
+    devices = topology.devices_per_node
+    for tp in (tp for tp in range(devices, 1, -1) if devices % tp == 0):
+        try:
+            return Layout.of(model, topology, Parallelism(tp=tp))
+        except SpecError:
+            continue
+    return Layout.of(model, topology, Parallelism())
 
 
 def _execution(topology: Topology, serving: CompositionServing) -> Execution:
