@@ -169,6 +169,10 @@ def expert_ops(
     core = layout.formats.core
     dims = (
         *(("experts", ffn.experts), ("top_k", ffn.top_k), ("ep", cut.ep), ("moe_tp", cut.moe_tp)),
+        (
+            "sent",
+            int(cut.dp > 1 and cut.ep > 1 and not layout.gathers),
+        ),  # copies come to their expert's rank alone
         *(("hidden", width), ("inner", inner), ("ups", ups)),
     )
 

@@ -346,7 +346,8 @@ def report(
             value: [figures[f"interval_coverage_{value}"][end] for end in ("low", "high")] for value in values
         },
         "groups": groups,
-        "bands": check_bands(bands, figures),
+        # without the sets their figures do not exist, which is no fault of the predictions
+        "bands": check_bands([b for b in bands if sets or b.name.partition(".")[0] in figures], figures),
         "left_out": _left_out(rows, predictions),
     }
 
