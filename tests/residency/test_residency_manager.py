@@ -169,6 +169,35 @@ def test_dirty_experts_are_written_back_before_they_leave():
     assert not m.dirty.any()
 
 
+def test_an_expert_changed_while_it_is_written_is_written_again():
+    m = two_tiers(1.0)
+    m.place(0)
+    m.use(0)
+    m.release(0, dirty=True)
+    m.request(1)
+    m.advance(0.5)
+    m.use(0)
+    m.release(0, dirty=True)
+    assert arrivals(m) == {1: 3.0}
+
+
+def test_a_copy_that_is_read_from_stays():
+    m = ResidencyManager(
+        [1.0] * 2, [Tier("hbm", 2.0), Tier("ddr", 1.0), Tier("nvme", math.inf)], [Link(0.5), Link(1.0)], Lru()
+    )
+    m.request(0)
+    m.request(1)
+    assert arrivals(m) == {0: 3.0, 1: 6.0}  # 1 must wait for the room of 0 in the second tier until 3
+
+
+def test_an_interrupted_transfer_pays_its_setup_once():
+    m = two_tiers(20.0, 4.0, chunk=1.0, setup=0.5)
+    m.request(0, Priority.PREFETCH)
+    m.advance(1.4)
+    m.request(1)
+    assert arrivals(m) == pytest.approx({1: 6.0, 0: 9.0})
+
+
 def test_three_tiers_are_crossed_one_after_another():
     m = ResidencyManager(
         [1.0] * 3, [Tier("hbm", 1.0), Tier("ddr", 2.0), Tier("nvme", math.inf)], [Link(4.0), Link(1.0)], Lru()

@@ -15,7 +15,7 @@ from moesim.errors import NoResult
 from moesim.policies.eviction import Lru, NeverEvict
 from moesim.policies.miss import Act, HostCompute
 from moesim.policies.prefetch import Oracle, PathPredictor, PreGated
-from moesim.residency.accesses import guesses_of, token_accesses
+from moesim.residency.accesses import Guesses, guesses_of, token_accesses
 from moesim.residency.cache import layer_cache, shared_cache
 from moesim.residency.link import Link
 from moesim.residency.manager import ResidencyManager, Tier
@@ -97,8 +97,6 @@ def test_a_pregated_layer_takes_the_longer_of_work_and_copies(fixed, device):
 
 
 def _truth(a):
-    from moesim.residency.accesses import Guesses
-
     return Guesses(a.keys, a.start, 1)
 
 
@@ -123,6 +121,16 @@ def test_better_guesses_never_wait_longer():
     gated = run_pipeline(a, manager(a, 30), seconds(a, 1.0, 0.2), guesses=guesses_of(PreGated(), trace))
     assert gated.end[-1] < none.end[-1]
     assert timed.useful <= timed.guessed
+
+
+def test_wrong_guesses_are_withdrawn():
+    a = make_accesses([[0], [0], [0]], 2, 4)
+    guesses = Guesses(np.array([5, 6, 7], dtype=np.int32), np.array([0, 0, 3, 3]), 1)
+    timed = run_pipeline(a, manager(a, 8, chunk=0.25), seconds(a, 0.5, 0.0), guesses=guesses)
+    # half of the first guess moves before the second layer's router has spoken; the other half never does
+    assert timed.end.tolist() == [1.5, 3.0, 3.5]
+    assert timed.moved[0] == pytest.approx(2.5)
+    assert (timed.guessed, timed.useful) == (3, 0)
 
 
 def test_chunks_let_demands_pass_wrong_guesses():
