@@ -12,7 +12,9 @@ from moesim.errors import SpecError
 
 __all__ = ["CATALOG", "Kind", "catalog_names", "catalog_root", "find", "nearest"]
 
-Kind = Literal["device", "node", "cluster", "model", "traffic", "routing", "placement", "composition", "scenario"]
+Kind = Literal[
+    "device", "node", "cluster", "model", "traffic", "routing", "placement", "composition", "scenario"
+]
 
 # placements belong to one scenario each: they are named by path and have no folder of their own
 CATALOG: dict[Kind, str] = {
