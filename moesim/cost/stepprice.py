@@ -39,11 +39,12 @@ def launch_of(topology: Topology, engine: Engine) -> Launch:
 
 def stage_shares(model: ModelSpec, pp: int) -> FloatArray:
     """Return the part of a step that each stage takes, [pp], by the active parameters of its layers."""
-    weights = []
-    for attention, name in model.blocks():
+    blocks, active = list(model.blocks()), {}
+    for attention, name in dict.fromkeys(blocks):  # layers of one kind are counted once
         layer, ffn = layer_parameters(model, attention, name), model.ffns[name]
         chosen = ffn.top_k * layer.ffn.routed_per_expert if isinstance(ffn, MoeFfn) else 0
-        weights.append(layer.total - layer.ffn.routed + chosen)
+        active[attention, name] = layer.total - layer.ffn.routed + chosen
+    weights = [active[block] for block in blocks]
     edges = np.cumsum([0, *stage_layers(len(weights), pp)])
     parts = np.array([sum(weights[a:b]) for a, b in pairwise(edges)], dtype=np.float64)
     return np.asarray(parts / parts.sum())

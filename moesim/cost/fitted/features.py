@@ -98,7 +98,10 @@ def _joined(parts: list[Features]) -> Features:
 
 
 def _stack(columns: Sequence[float | FloatArray], rows: int) -> np.ndarray:
-    return np.stack([np.broadcast_to(np.asarray(c, dtype=np.float32), (rows,)) for c in columns])
+    made = np.empty((len(columns), rows), dtype=np.float32)
+    for row, column in zip(made, columns, strict=True):
+        row[:] = column
+    return made
 
 
 def _roof(flop: FloatArray, size: FloatArray, machine: Machine) -> tuple[FloatArray, list[FloatArray]]:
