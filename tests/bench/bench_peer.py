@@ -13,6 +13,20 @@ without it every call parses all its files anew. Rows that a side refuses are le
 moesim is timed twice: ``estimate`` is the planner's closed form (``moesim.plan.parallelism``), to be set beside the
 peer's closed form; ``simulate`` replays every request of the benchmark client through the engine's scheduler, which no
 closed form does.
+
+Found on 2026-11-24 (two cores, nothing else running, peer 0.12.0, ``--mode estimate``), peer against moesim:
+
+=================================== ======================= ========================
+                                    46 rows, 36 by both     240 rows, 182 by both
+=================================== ======================= ========================
+CPU s per configuration, cold start 0.652 / 0.0361 (18.1 x) 0.217 / 0.0120 (18.1 x)
+CPU s of the whole process          27.8 / 1.62 (17.1 x)    52.2 / 2.95 (17.7 x)
+median row                          14.2 / 9.6 ms (1.5 x)   13.4 / 6.7 ms (2.0 x)
+=================================== ======================= ========================
+
+The gain is in what is paid once: imports, tables, models, cuts. Most rows are new cuts, which cost moesim some 7 ms; a
+row of a known cut takes 0.8 ms. The rows left out are those the peer refused. Runs on the same machine while it was
+busy gave 11 to 21 in the first line.
 """
 
 from __future__ import annotations
