@@ -7,12 +7,18 @@ import pytest
 
 from moesim.calibrate.validate_kernels import markdown, run
 from moesim.cost.fitted import FRAMEWORKS, Fitted, Framework, chain_for, shipped
+from moesim.cost.layout import Layout
+from moesim.cost.load import RoutingLoad
+from moesim.cost.lowering import group_ops
 from moesim.cost.ops import gemm
 from moesim.cost.precision import Format
 from moesim.cost.roofline import Launch, Place, roofline_seconds
 from moesim.files import catalog_root
 from moesim.spec.base import load_spec
+from moesim.spec.deployment import Parallelism
 from moesim.spec.hardware import DeviceSpec
+from moesim.spec.model import ModelSpec
+from moesim.spec.topology import resolve_cluster
 from moesim.study.serving.score import load_bands
 
 BF16 = Format("bf16", 2.0, "bf16", 2.0)
@@ -80,3 +86,21 @@ def test_versions_are_stamped_and_a_mismatch_is_said() -> None:
 def test_the_chain_prefers_fits() -> None:
     op = gemm("x", "lane", TOKENS, 4096, 4096, BF16, 1)
     assert chain_for("sglang").seconds(op, place("h200-sxm"))[1] == "fitted"
+
+
+def test_copies_sent_to_their_experts_rank_cost_what_that_rank_receives() -> None:
+    """Many ranks: a gathered kernel sees every token, one that was sent to only its own rows."""
+    model = load_spec(ModelSpec, "deepseek-v3", "model")
+    where = resolve_cluster("h800-18")
+    tokens = np.array([64 * 128])
+    load = RoutingLoad(
+        distinct=np.minimum(np.arange(8193) * 8.0, 256), straggler=np.ones(8193), ranks_per_token=8.0,
+        nodes_per_token=4.0,
+    )  # fmt: skip
+    times = {}
+    for how in ("gather", "all_to_all"):
+        layout = Layout.of(model, where, Parallelism(tp=1, dp=128, ep=128), expert_exchange=how)
+        (up,) = (op for op in group_ops(layout, tokens, load) if op.name.startswith("moe_gate_up"))
+        assert dict(up.dims)["sent"] == (how == "all_to_all")
+        times[how] = Fitted("sglang").seconds(up, Place(where.device, Launch(5e-6, 1e-6, -1)))[0]
+    assert times["all_to_all"] < 0.5 * times["gather"]

@@ -183,9 +183,8 @@ class Fitted:
         values = float(dims["n"]) * dims["k"]
         rows, touched = op.flop / (2 * values), op.weight_bytes / (values * form.value_bytes)
         tokens = op.tokens.astype(np.float64)
-        if dims.get(
-            "sent"
-        ):  # the kernel sees what was sent to its rank: each row is a token with one expert of few
+        if dims.get("sent"):
+            # the kernel sees what was sent to its rank: each row is a token with one expert of few
             tokens, top_k, experts, ep = rows, np.array(1.0), experts / ep, np.array(1.0)
         features = moe_features(
             tokens, rows, touched, hidden, inner, ups, experts, ep, top_k,

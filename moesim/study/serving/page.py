@@ -35,7 +35,14 @@ given, C repaired inputs and one row per measurement, D those of models with exp
 E C's models with experts after one factor per group. `all` is every distinct measurement. `mtp` figures take 99 runs
 of DeepSeek-R1 on TensorRT-LLM as run with multi-token prediction, which their container images and dates say and the
 inputs do not (`moesim/study/serving/hidden.py`): three drafted tokens, accepted with DeepSeek-V3's published 0.85,
-which is that of the first of them and makes these runs look faster than they were."""
+which is that of the first of them and makes these runs look faster than they were.
+
+Chosen after looking at these very errors, each from a fact about engine or model that is cited where it stands: which
+kernels run the experts (`moe_backend`), gather and scatter inside a node, asynchronous scheduling of vLLM, the norm of
+MiniMax over all heads; and, without such a fact, that the request term of host time is shared by generations of
+devices while the factor on prefill is not, and the form of the 90 % interval (the fourth that was looked at: nine of
+ten dense runs, widened by the experts' hold-out error). So the coverage below and the figures of models with experts
+are not those of a blind test."""
 _WHY = """\
 - DeepSeek-R1 on TensorRT-LLM: two in five of its runs drafted tokens, see above; with `mtp` the error changes sign.
 - Llama-3.1-8B on H200, vLLM 0.12: measured at half the time of the sum of its measured kernels; most likely prompts
